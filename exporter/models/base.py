@@ -1,0 +1,173 @@
+"""The model contract: what a scientist writes, and what the exporter puts around it.
+
+A model is a `torch.nn.Module` that turns a batch of histories into a score for every item. Subclass `Recommender`,
+decorate the class with `@register`, import it in `exporter/models/__init__.py`, and `exporter train --model NAME`
+trains, evaluates and exports it. There is no serving code to write: `Graph` fuses the model with exclusion and top-k into
+the one ONNX graph that the worker runs (docs: the graph contract).
+
+Axes: B users, L history length, N items, D item dimension, X excluded items, K list length.
+
+The tensors of a batch ("feeds") carry the names of the contract, histories right-aligned and oldest first:
+
+    history_items    int32 [B, L]  rows of the item table, padding -1
+    history_actions  uint8 [B, L]  action codes, padding 0
+    history_times    int64 [B, L]  epoch ms, padding 0
+    now              int64 [B]     time of the user's newest event, 0 if there is none
+    excluded_items   int32 [B, X]  rows that must not be recommended, padding -1
+
+Four rules keep a list the same wherever it is computed; `tests/exporter/test_contract.py` holds every model to them:
+a user's list depends on no other user of the batch and on no padding (L varies from batch to batch); no input gives NaN,
+an empty history included; the graph reads items from the tensors it is given, never from its own parameters, so that
+a row changed at run time counts; and masks are finite (-1e9, not -inf) and applied by arithmetic or `torch.where`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from stream_worker.errors import SettingsError
+
+Tensors = Mapping[str, Tensor]
+
+MASKED = -1e9  # finite: a softmax over nothing but -inf is NaN in ONNX Runtime, though not in torch
+FILLS = {"item_bias": float("-inf")}  # the value of a row that holds no item; 0 for every other item tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a model is built from.
+
+    Attributes:
+        counts_N: int64 [N], events of each item in the training part.
+        length: L, the newest events of a user that the model looks at.
+        dim: D, the size of an item vector.
+        dropout: share of activations dropped in training.
+    """
+
+    counts_N: Tensor
+    length: int = 50
+    dim: int = 64
+    dropout: float = 0.2
+
+
+class Recommender(nn.Module, ABC):
+    """A model: feeds and item tensors in, a score for every item out.
+
+    Class attributes:
+        name: what `--model` calls it.
+        reads: the feeds it uses; the worker computes no others. `excluded_items` is always there, for its B.
+        explains: whether `because` is part of the graph.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ("history_items",)
+    explains: ClassVar[bool] = False
+
+    @abstractmethod
+    def item_tensors(self) -> dict[str, Tensor]:
+        """The tensors with one row an item, which the worker keeps in memory and can change row by row.
+
+        Returns:
+            `item_bias` float32 [N], always; `item_vectors` float32 [N, D] if the model has item vectors;
+            any further `item_*` [N, …].
+        """
+
+    def encode(self, feeds: Tensors, items: Tensors) -> Tensor:
+        """The users in item space, float32 [B, D]. A user without history needs a sensible vector, too."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither encode() nor scores()")
+
+    def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
+        """Every item's score for every user, float32 [B, N]; a bias of -inf must hide its item.
+
+        Args:
+            feeds: the tensors named by `reads`, and `excluded_items` (which the graph applies, not the model).
+            items: the tensors of `item_tensors()`, as the worker holds them now; rows may have changed, and rows
+                without an item (vectors 0, bias -inf) may stand at the end.
+        """
+        return self.encode(feeds, items) @ items["item_vectors"].T + items["item_bias"]
+
+    def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
+        """The history column that moved each recommended item most, int64 [B, K]; -1 if there is none.
+
+        Args:
+            top_BK: int64 [B, K], the recommended rows.
+        """
+        raise NotImplementedError(f"{type(self).__name__} sets explains but has no because()")
+
+    def loss(self, feeds: Tensors, target_BL: Tensor) -> Tensor:
+        """The training loss, a scalar, averaged over the positions that have a target.
+
+        A model without parameters needs none: it is not trained.
+
+        Args:
+            feeds: history_items, history_actions and history_times of windows of the users' histories. The padding
+                column before a user's first event stands for the empty history and has a target, too.
+            target_BL: int64 [B, L], the row of the event that followed each column, -1 where there is none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has parameters but no loss()")
+
+
+class Graph(nn.Module):
+    """What is exported: the model, then exclusion, then top-k.
+
+    The positional inputs are `inputs`, the outputs `outputs`: `items` int64 [B, K] and `scores` float32 [B, K], best
+    first, a score of -inf meaning "no item"; and `because` int64 [B, K] where the model explains.
+    """
+
+    def __init__(self, model: Recommender, k: int) -> None:
+        """Store the parts; `k` is K."""
+        super().__init__()
+        self.model, self.k = model, k
+        self.feeds = (*model.reads, "excluded_items")
+        self.inputs = (*self.feeds, *model.item_tensors())
+        self.outputs = ("items", "scores", *(("because",) if model.explains else ()))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """One batch, as the worker runs it."""
+        named = dict(zip(self.inputs, inputs, strict=True))
+        feeds = {name: named[name] for name in self.feeds}
+        items = {name: tensor for name, tensor in named.items() if name not in feeds}
+        scores_BN = exclude(self.model.scores(feeds, items), feeds["excluded_items"])
+        scores_BK, top_BK = torch.topk(scores_BN, self.k)
+        if not self.model.explains:
+            return top_BK, scores_BK
+        because_BK = self.model.because(feeds, items, top_BK)
+        return top_BK, scores_BK, torch.where(scores_BK > MASKED, because_BK, -1)
+
+
+def exclude(scores_BN: Tensor, excluded_BX: Tensor) -> Tensor:
+    """The scores with -inf at the excluded rows; an entry outside 0..N-1 is padding.
+
+    By scatter-*add*: padding adds 0 to row 0, which may at the same time be excluded by another column.
+    """
+    n = scores_BN.shape[1]
+    excluded_BX = excluded_BX.long()
+    is_item_BX = (excluded_BX >= 0) & (excluded_BX < n)
+    addend_BX = torch.where(is_item_BX, float("-inf"), 0.0)
+    return scores_BN.scatter_add(1, torch.where(is_item_BX, excluded_BX, 0), addend_BX)
+
+
+M = TypeVar("M", bound=type[Recommender])
+
+REGISTRY: dict[str, type[Recommender]] = {}
+
+
+def register(cls: M) -> M:
+    """Make the model known to `--model` by its `name`."""
+    REGISTRY[cls.name] = cls
+    return cls
+
+
+def create(name: str, plan: Plan) -> Recommender:
+    """A new model of the registry, with weights from torch's current seed.
+
+    Raises:
+        SettingsError: no model has that name.
+    """
+    if name not in REGISTRY:
+        raise SettingsError(f"--model {name}: no such model. There are {', '.join(sorted(REGISTRY))}.")
+    return REGISTRY[name](plan)

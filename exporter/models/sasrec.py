@@ -1,0 +1,122 @@
+"""SASRec: self-attention over the newest events of a user.
+
+Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, with full-softmax cross-entropy in place of one
+sampled negative, pre-norm blocks, and item embeddings tied between input and output.
+
+Axes: B users, L history length, N items, D item dimension, K list length, H attention heads, Q queries (L or 1).
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exporter.models.base import MASKED, Plan, Recommender, Tensors, register
+
+BLOCKS = 2
+HEADS = 2
+INITIAL_STD = 0.02
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block, by hand: `nn.TransformerEncoder` does not export with a dynamic L."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        """Weights for vectors of size `dim`."""
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.project = nn.Linear(dim, dim)
+        self.feed_norm = nn.LayerNorm(dim)
+        self.feed_in = nn.Linear(dim, dim)
+        self.feed_out = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor, mask_BQL: Tensor, last_only: bool) -> Tensor:
+        """[B, L, D] to [B, Q, D]; Q is 1, the last position, when `last_only`, else L.
+
+        Args:
+            mask_BQL: float32, added to the attention scores: 0 to see, `MASKED` not to see.
+        """
+        normed_BLD = self.attention_norm(x_BLD)
+        x_BQD = x_BLD[:, -1:] if last_only else x_BLD
+        query_BHQd = _heads(self.query(normed_BLD[:, -1:] if last_only else normed_BLD))
+        key_BLD, value_BLD = self.key_value(normed_BLD).chunk(2, dim=-1)
+        key_BHLd, value_BHLd = _heads(key_BLD), _heads(value_BLD)
+        scores_BHQL = query_BHQd @ key_BHLd.transpose(-1, -2) / math.sqrt(query_BHQd.shape[-1])
+        weights_BHQL = self.dropout((scores_BHQL + mask_BQL[:, None]).softmax(dim=-1))
+        attended_BQD = (weights_BHQL @ value_BHLd).transpose(1, 2).flatten(2)
+        x_BQD = x_BQD + self.dropout(self.project(attended_BQD))
+        hidden_BQD = self.dropout(F.relu(self.feed_in(self.feed_norm(x_BQD))))
+        return x_BQD + self.dropout(self.feed_out(hidden_BQD))
+
+
+@register
+class SASRec(Recommender):
+    """The user's vector is the last position's; an item's score is their product, plus the item's bias."""
+
+    name: ClassVar[str] = "sasrec"
+    explains: ClassVar[bool] = True
+
+    def __init__(self, plan: Plan) -> None:
+        """Initial weights from torch's current seed."""
+        super().__init__()
+        self.scale = math.sqrt(plan.dim)
+        self.items_ND = nn.Parameter(torch.randn(len(plan.counts_N), plan.dim) * INITIAL_STD)
+        self.bias_N = nn.Parameter(torch.zeros(len(plan.counts_N)))
+        self.positions_LD = nn.Parameter(torch.randn(plan.length, plan.dim) * INITIAL_STD)  # 0 is the newest event
+        self.empty_D = nn.Parameter(torch.randn(plan.dim) * INITIAL_STD)  # the user without history, learned, too
+        self.blocks = nn.ModuleList(Block(plan.dim, plan.dropout) for _ in range(BLOCKS))
+        self.norm = nn.LayerNorm(plan.dim)
+        self.dropout = nn.Dropout(plan.dropout)
+
+    def item_tensors(self) -> dict[str, Tensor]:
+        """Item vectors [N, D], and the bias [N]: what a history alone does not say about an item's popularity."""
+        return {"item_vectors": self.items_ND, "item_bias": self.bias_N}
+
+    def encode(self, feeds: Tensors, items: Tensors) -> Tensor:
+        """The hidden vector of the newest event, float32 [B, D]."""
+        return self._hidden(feeds["history_items"], items["item_vectors"], last_only=True)[:, 0]
+
+    def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
+        """The history column whose item vector has the largest product with the recommended one's."""
+        history_BL = feeds["history_items"]
+        vectors_ND = items["item_vectors"]
+        history_BLD = F.embedding(history_BL.clamp(min=0), vectors_ND)
+        similarity_BKL = F.embedding(top_BK, vectors_ND) @ history_BLD.transpose(1, 2)
+        similarity_BKL = similarity_BKL + _masked(history_BL >= 0)[:, None]
+        return torch.where(history_BL[:, -1:] >= 0, similarity_BKL.argmax(dim=-1), -1)
+
+    def loss(self, feeds: Tensors, target_BL: Tensor) -> Tensor:
+        """Cross-entropy of each position's next item among all N."""
+        hidden_BLD = self._hidden(feeds["history_items"], self.items_ND, last_only=False)
+        has_target_BL = target_BL >= 0
+        logits_PN = F.linear(hidden_BLD[has_target_BL], self.items_ND, self.bias_N)
+        return F.cross_entropy(logits_PN, target_BL[has_target_BL])
+
+    def _hidden(self, history_BL: Tensor, vectors_ND: Tensor, last_only: bool) -> Tensor:
+        """[B, L] to [B, L, D], or [B, 1, D] of the last position only, which is all that serving needs."""
+        length = history_BL.shape[1]
+        is_item_BL = history_BL >= 0
+        x_BLD = F.embedding(history_BL.clamp(min=0), vectors_ND) * self.scale
+        x_BLD = self.dropout(x_BLD + self.positions_LD[:length].flip(0)) * is_item_BL[..., None]
+        padding_B1L = _masked(is_item_BL)[:, None]
+        causal_LL = torch.ones(length, length, device=x_BLD.device).triu(1) * MASKED
+        for number, block in enumerate(self.blocks):
+            last = last_only and number == BLOCKS - 1
+            x_BLD = block(x_BLD, padding_B1L if last else padding_B1L + causal_LL, last)
+        is_item_BL = is_item_BL[:, -1:] if last_only else is_item_BL
+        return torch.where(is_item_BL[..., None], self.norm(x_BLD), self.empty_D)
+
+
+def _heads(x_BQD: Tensor) -> Tensor:
+    """[B, Q, D] to [B, H, Q, D / H]."""
+    return x_BQD.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+def _masked(see: Tensor) -> Tensor:
+    """0 where true, `MASKED` where false."""
+    return (~see).float() * MASKED

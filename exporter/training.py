@@ -1,0 +1,169 @@
+"""Training: windows of the fitting part in small batches, AdamW, early stopping on the validation part.
+
+Axes: W windows, L history length.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from exporter.evaluation import ndcg, prequential, scorer_of
+from exporter.histories import Horizon, Ints, Log, windows
+from exporter.models.base import Recommender
+from stream_worker.errors import DataError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        seed: of the weights, the windows, their order and dropout.
+        batch: windows in a batch; small ones suit small data.
+        patience: epochs without a better NDCG@10 on the validation part after which training stops.
+        clip: largest norm of a step's gradients.
+        max_minutes: of training; the same seed gives the same weights only where this does not cut it short.
+    """
+
+    seed: int = 0
+    batch: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    clip: float = 5.0
+    max_epochs: int = 100
+    patience: int = 5
+    max_minutes: float | None = None
+
+
+@dataclass
+class Course:
+    """How training went: the mean loss and validation NDCG@10 of each epoch, the best epoch (from 1; 0 = none)."""
+
+    losses: list[float] = field(default_factory=list)
+    ndcgs: list[float] = field(default_factory=list)
+    best: int = 0
+    seconds: float = 0.0
+
+
+def seed_everything(seed: int) -> None:
+    """Make torch repeatable in this process, on the CPU with the same number of threads."""
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+
+
+def fit(
+    model: Recommender, log: Log, split: int, horizon: Horizon, recipe: Recipe, checkpoint: Path, console: Console
+) -> Course:
+    """Train the model in place, and leave it with the weights of the best epoch.
+
+    Args:
+        log: the training part; its first `split` events are fitted, the rest validates.
+        horizon: what the worker will show the model; validation ranks with it.
+        checkpoint: where the best weights are kept meanwhile.
+
+    Raises:
+        DataError: there are no events to fit or to validate on, or the loss is not finite.
+    """
+    course = Course()
+    if not list(model.parameters()):
+        return course
+    events_R = np.arange(split, len(log))
+    fitting = log[:split]
+    if not fitting.known_E.any() or not len(events_R):
+        raise DataError("events: too few to train and validate on. Give a longer log.")
+    rng = np.random.default_rng(recipe.seed)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
+    )
+    started = time.monotonic()
+    deadline = started + 60 * recipe.max_minutes if recipe.max_minutes else float("inf")
+    with _progress(console) as progress:
+        task = progress.add_task("training", total=None, note="")
+        for epoch in range(1, recipe.max_epochs + 1):
+            batches = list(batches_of(fitting, horizon.length, recipe.batch, rng))
+            progress.update(task, total=recipe.max_epochs * len(batches), completed=(epoch - 1) * len(batches))
+            losses = []
+            for feeds, target_BL in batches:
+                losses.append(step(model, optimiser, feeds, target_BL, recipe.clip))
+                progress.advance(task)
+                if time.monotonic() > deadline:
+                    break
+            if not np.isfinite(losses).all():
+                raise DataError(f"training: the loss is not finite in epoch {epoch}. Lower --learning-rate.")
+            course.losses.append(float(np.mean(losses)))
+            course.ndcgs.append(ndcg(prequential(scorer_of(model), log, events_R, horizon), 10))
+            course.seconds = time.monotonic() - started
+            if course.ndcgs[-1] > max(course.ndcgs[:-1], default=-1.0):
+                course.best = epoch
+                save(model, checkpoint)
+            note = f"epoch {epoch}: loss {course.losses[-1]:.3f}, validation NDCG@10 {course.ndcgs[-1]:.4f}"
+            progress.update(task, note=f"{note} (best: epoch {course.best})")
+            if not console.is_terminal:
+                console.print(f"{note}, {course.seconds:.0f} s")
+            if epoch - course.best >= recipe.patience or time.monotonic() > deadline:
+                break
+    model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    return course
+
+
+def step(
+    model: Recommender, optimiser: torch.optim.Optimizer, feeds: dict[str, Tensor], target_BL: Tensor, clip: float
+) -> float:
+    """One step of the optimiser; the loss before it."""
+    model.train()
+    optimiser.zero_grad()
+    loss = model.loss(feeds, target_BL)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimiser.step()
+    return loss.item()
+
+
+def batches_of(
+    log: Log, length: int, size: int, rng: np.random.Generator
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """One epoch of training batches: feeds of at most `size` windows, and target_BL int64, in random order."""
+    events_WL = windows(log, length, rng)
+    for start_rows in np.split(rng.permutation(len(events_WL)), np.arange(size, len(events_WL), size)):
+        events = _trim(events_WL[start_rows])
+        inputs, targets = events[:, :-1], events[:, 1:]
+        feeds = {
+            "history_items": np.where(inputs >= 0, log.item_E[inputs], -1).astype(np.int32),
+            "history_actions": np.where(inputs >= 0, log.action_E[inputs], 0).astype(np.uint8),
+            "history_times": np.where(inputs >= 0, log.time_E[inputs], 0),
+        }
+        target_BL = np.where(targets >= 0, log.item_E[targets], -1)
+        yield {name: torch.from_numpy(array) for name, array in feeds.items()}, torch.from_numpy(target_BL)
+
+
+def save(model: Recommender, path: Path) -> None:
+    """Write the weights, whole or not at all."""
+    beside = path.with_name(path.name + ".new")
+    torch.save(model.state_dict(), beside)
+    beside.rename(path)
+
+
+def _trim(events_WL: Ints) -> Ints:
+    """Drop leading columns that no window of the batch uses; one padding column stays for the empty history."""
+    longest = int((events_WL >= 0).sum(axis=1).max())
+    return events_WL[:, -min(events_WL.shape[1], longest + 1) :]
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("at most"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
