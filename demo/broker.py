@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import IO, Self
 
@@ -66,8 +67,9 @@ class Broker:
         Without `data`, a temporary folder; with it, the folder is kept, and a later Broker on it finds its
         topics again. After `kill` or `stop`, `start` brings this one back on the same ports and data.
         """
-        self._temporary = tempfile.TemporaryDirectory(prefix="stream-worker-kafka-") if data is None else None
-        self.data = (data or Path(self._temporary.name if self._temporary else "")).resolve()
+        self._temporary = data is None
+        folder = data or Path(tempfile.gettempdir()) / f"stream-worker-kafka-{uuid.uuid4().hex}"
+        self.data = folder.resolve()
         self.port = port or free_port()
         self._controller_port = 0
         self._jvm_options = jvm_options
@@ -89,8 +91,12 @@ class Broker:
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def __enter__(self) -> Self:
-        """Start."""
-        self.start()
+        """Start; a start that fails leaves nothing behind."""
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,7 +107,7 @@ class Broker:
         """Stop, and remove the folder if it is a temporary one."""
         self.stop()
         if self._temporary:
-            self._temporary.cleanup()
+            shutil.rmtree(self.data, ignore_errors=True)
 
     def start(self, timeout_s: float = 30) -> None:
         """Format the folder if it is new, run, and return once clients are served: 1 to 4 s.
@@ -162,7 +168,7 @@ class Broker:
             self._process.send_signal(signal.SIGCONT)
 
     def _write_config(self) -> Path:
-        self.data.mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         config = self.data / "server.properties"
         template = (CONFIG / "server.properties").read_text()
         ports = {"port": self.port, "controller_port": self._controller_port}
@@ -254,6 +260,7 @@ def make_archive() -> None:
     archive = _archive()
     if archive.exists():
         return
+    print("kafka: preparing a quick start", flush=True)
     for stale in CACHE.glob("classes-*.jsa"):
         stale.unlink()
     fresh = archive.with_suffix(f".{os.getpid()}")

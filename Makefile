@@ -1,0 +1,27 @@
+# Every target sets up what it needs; a second run reuses it. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench clean
+MAKEFLAGS += --no-print-directory
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: ## the environment from uv.lock, and Kafka's jars; seconds when nothing changed
+	@scripts/preflight
+	@scripts/install
+
+# Ctrl-C is the demo's own way to end: it must not reach make, which would call it an error.
+demo: install ## train, export, start Kafka and two workers, replay real events (RATE=200 DURATION=30 BOOTSTRAP=host:port)
+	@exec .venv/bin/python -m demo.foreground .venv/bin/python -m demo
+
+test: ## lint, types and all tests on a real Kafka, as CI does it
+	@scripts/test
+
+check: install ## lint, format and types only
+	@scripts/check
+
+bench: install ## throughput and latency beside an echo of the same client
+	@exec .venv/bin/python -m benchmarks.run
+
+clean: ## remove what the targets made: .venv, .tools, .cache, .demo, models
+	rm -rf .venv .tools .cache .demo models .mypy_cache .ruff_cache .pytest_cache .hypothesis
