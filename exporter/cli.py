@@ -1,0 +1,79 @@
+"""`exporter train` and `exporter verify`: the only place of the trainer that wires objects and prints."""
+
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic_settings import BaseSettings
+from rich.console import Console
+
+from exporter.settings import TrainSettings, VerifySettings
+from stream_worker.errors import DataError, SettingsError, StreamWorkerError
+from stream_worker.settings import parse_arguments
+
+USAGE = """usage: exporter COMMAND [flags]
+
+commands:
+  train    train a model on a file of events, evaluate it, and write a bundle
+  verify   check a bundle: its hashes, its graph, and the lists of its example
+
+`exporter COMMAND --help` lists the flags."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code of stream_worker/errors.py; a user's mistake is one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        return _dispatch(arguments, console)
+    except StreamWorkerError as error:
+        print(f"exporter: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("exporter: interrupted, nothing is written", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def train(settings: TrainSettings, console: Console) -> None:
+    """Load, train, evaluate, export."""
+    # Not at the top: torch takes seconds to import, which --help and a mistyped flag need not wait for.
+    from exporter.experiment import load, run
+
+    out = settings.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--out {out}: {error.strerror}. Name a directory that can be written.") from error
+    experiment = load(settings, console)
+    bundle = run(experiment, settings, datetime.now(UTC), console)
+    console.print(f"bundle: {bundle}")
+
+
+def verify(settings: VerifySettings, console: Console) -> None:
+    """Check a bundle as a worker does, and its example's lists besides."""
+    from exporter.verification import checks
+
+    for line in checks(settings.bundle):
+        console.print(f"OK   {line}")
+
+
+_COMMANDS: dict[str, tuple[type[BaseSettings], Callable[..., None]]] = {
+    "train": (TrainSettings, train),
+    "verify": (VerifySettings, verify),
+}
+
+
+def _dispatch(arguments: list[str], console: Console) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        console.print(USAGE)
+        return 0 if arguments else SettingsError.exit_code
+    command, *rest = arguments
+    if command not in _COMMANDS:
+        raise SettingsError(f"{command!r} is no command. There are {', '.join(_COMMANDS)}. See `exporter --help`.")
+    settings_class, run = _COMMANDS[command]
+    run(parse_arguments(settings_class, rest, f"exporter {command}"), console)
+    return 0
+
+
+__all__ = ["DataError", "Path", "main"]

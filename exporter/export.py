@@ -1,0 +1,281 @@
+"""From a trained model to a bundle: torch to ONNX, parity, and the directory that the worker loads.
+
+Axes: B users, L history length, N items, D item dimension, X excluded items, K list length.
+"""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import onnx
+import polars as pl
+import torch
+from torch.export import Dim
+
+from exporter.histories import Feeds
+from exporter.models.base import FILLS, Graph, Recommender
+from exporter.parity import check_parity, padded, random_feeds
+from stream_worker.bundle import Bundle, create_session
+from stream_worker.errors import BundleError
+from stream_worker.manifest import (
+    CONTENTS,
+    EXAMPLE,
+    FEEDS,
+    ITEM_ROWS,
+    ITEMS,
+    MODEL,
+    SCHEMA,
+    Buckets,
+    Manifest,
+    ResidentEntry,
+    TensorEntry,
+    set_current,
+    sha256_of,
+    write_manifest,
+)
+
+OPSET = 20
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
+LENGTH_BUCKETS = (8, 16, 32, 64, 128, 256)
+EXAMPLE_USERS = 7
+EXAMPLE_EXCLUDED = 16
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What the manifest says besides the graph.
+
+    Attributes:
+        length: L.
+        k: K.
+        actions: action -> code.
+        excluding_actions: an item with one of these is never recommended to the user again.
+        exclude_seen: whether the items of the history are left out of the list.
+        report: the key figures.
+    """
+
+    length: int
+    k: int
+    actions: dict[str, int]
+    excluding_actions: list[str]
+    exclude_seen: bool = True
+    report: dict[str, float] = field(default_factory=dict)
+
+
+def write_bundle(out: Path, model: Recommender, items: pl.DataFrame, serving: Serving, now: datetime) -> Path:
+    """Export the model, check it, and make it the current bundle of `out`.
+
+    Everything is written into a directory beside, loaded there as a worker loads it, and renamed.
+
+    Args:
+        out: the directory of bundles; made if it is not there.
+        items: item, title and attributes, one row a row of the item tensors.
+        now: the time of the export, UTC.
+
+    Returns:
+        The bundle's directory.
+
+    Raises:
+        BundleError: the graph does not export, differs from the model, or two items cannot be told apart.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    beside.chmod(0o755)  # mkdtemp's is 0700, and the worker may run as somebody else
+    try:
+        graph = Graph(model, serving.k).eval()
+        inputs, outputs = export_onnx(graph, beside / MODEL, serving.length)
+        codes = sorted(serving.actions.values())
+        check_parity(graph, beside / MODEL, serving.length, BATCH_BUCKETS[-1], codes)
+        np.savez(beside / ITEMS, **{name: tensor.numpy() for name, tensor in _detached(model).items()})
+        _write_item_rows(beside / ITEM_ROWS, items)
+        np.savez(beside / EXAMPLE, **_example(graph, beside / MODEL, serving.length, codes))
+        name, created = _free_name(out, model.name, _content_hash(beside), now)
+        write_manifest(beside, _manifest(beside, name, created, graph, inputs, outputs, serving))
+        Bundle(beside).check_example()
+        bundle = beside.rename(out / name)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    set_current(out, bundle)
+    return bundle
+
+
+def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry], list[TensorEntry]]:
+    """Write the graph as one ONNX file with dynamic B, L, N and X.
+
+    Args:
+        graph: in evaluation mode.
+        length: L, the longest history.
+
+    Returns:
+        The graph's inputs and outputs, for the manifest.
+
+    Raises:
+        BundleError: torch cannot export the model, an axis is frozen, or an input is not used.
+    """
+    tensors = padded(_detached(graph.model), graph.k)
+    # B of the example is neither 1, which would be frozen, nor another axis's size.
+    feeds = random_feeds(np.random.default_rng(0), graph.k, 3, min(2, length), 4, [1])
+    arguments = [torch.from_numpy(feeds[name]) for name in graph.feeds] + list(tensors.values())
+    dims = {"B": Dim("B", min=1), "L": Dim("L", min=1, max=length), "N": Dim("N", min=graph.k), "X": Dim("X", min=0)}
+    if length == 1:
+        del dims["L"]  # an axis of one size is a constant
+    axes = [_axes(name, argument) for name, argument in zip(graph.inputs, arguments, strict=True)]
+    dynamic = tuple({place: dims[axis] for place, axis in enumerate(shape) if axis in dims} for shape in axes)
+    with _quiet():
+        try:
+            torch.onnx.export(
+                graph,
+                tuple(arguments),
+                path,
+                dynamo=True,
+                dynamic_shapes=(dynamic,),  # one entry a parameter of forward(), which is *inputs
+                input_names=graph.inputs,
+                output_names=graph.outputs,
+                opset_version=OPSET,
+                external_data=False,  # else the weights lie in a second file
+                verbose=False,
+            )
+        except Exception as error:  # torch's own exceptions share no base but Exception
+            problem = str(error.__cause__ or error).strip().splitlines()[0]
+            raise BundleError(f"export of {graph.model.name!r}: torch cannot export it: {problem}") from error
+    model = onnx.load(path)
+    _strip(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    used = {name for node in model.graph.node for name in node.input}
+    inputs = [_entry(value) for value in model.graph.input]
+    for entry, shape in zip(inputs, axes, strict=True):
+        if entry.name not in used:
+            raise BundleError(f"export of {graph.model.name!r}: {entry.name} is not used. Take it out of `reads`.")
+        frozen = [axis for axis, found in zip(shape, entry.shape, strict=True) if axis in dims and axis != found]
+        if frozen:
+            raise BundleError(f"export of {graph.model.name!r}: axis {frozen[0]} of {entry.name} is frozen.")
+    return inputs, [_entry(value) for value in model.graph.output]
+
+
+def _axes(name: str, argument: torch.Tensor) -> tuple[str | int, ...]:
+    """The axes of an input: the contract's names, and of an item tensor N and its sizes."""
+    return FEEDS[name][1] if name in FEEDS else ("N", *argument.shape[1:])
+
+
+def _entry(value: onnx.ValueInfoProto) -> TensorEntry:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return TensorEntry(value.name, str(dtype), [axis.dim_param or axis.dim_value for axis in tensor.shape.dim])
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Leave out what the exporter notes of its work: names of modules, and paths of files on this machine."""
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    model.graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what torch says of every export: merged axis names, and that torchvision is absent."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _detached(model: Recommender) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in model.item_tensors().items()}
+
+
+def _write_item_rows(path: Path, items: pl.DataFrame) -> None:
+    with path.open("wb") as file:
+        for row in items.iter_rows(named=True):
+            attributes = {name: value for name, value in row.items() if name not in ("item", "title") and value is not None}
+            line = {"item": row["item"], "title": row["title"], "attributes": attributes}
+            file.write(msgspec.json.encode(line, enc_hook=str) + b"\n")
+
+
+def _example(graph: Graph, model_path: Path, length: int, codes: list[int]) -> Feeds:
+    """A few users, one of them without history, and what ONNX Runtime gives for them here."""
+    tensors = {name: tensor.numpy() for name, tensor in padded(_detached(graph.model), graph.k).items()}
+    rng = np.random.default_rng(0)
+    feeds = random_feeds(rng, len(graph.model.item_tensors()["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes)
+    feeds = {name: feeds[name] for name in graph.feeds}
+    outputs = create_session(model_path).run(graph.outputs, feeds | tensors)
+    example = {f"input.{name}": array for name, array in feeds.items()}
+    return example | {f"output.{name}": array for name, array in zip(graph.outputs, outputs, strict=True)}
+
+
+def _content_hash(directory: Path) -> str:
+    """The first 8 hex digits of the sha256 of the graph followed by the item tensors."""
+    content = hashlib.sha256()
+    for name in (MODEL, ITEMS):
+        content.update((directory / name).read_bytes())
+    return content.hexdigest()[:8]
+
+
+def _free_name(out: Path, kind: str, content: str, now: datetime) -> tuple[str, datetime]:
+    """The bundle's name, and its time: the next second at which no bundle of the same content was made."""
+    while (out / (name := f"{kind}-{now:%Y%m%dT%H%M%S}-{content}")).exists():
+        now += timedelta(seconds=1)
+    return name, now
+
+
+def _manifest(
+    directory: Path,
+    name: str,
+    created: datetime,
+    graph: Graph,
+    inputs: list[TensorEntry],
+    outputs: list[TensorEntry],
+    serving: Serving,
+) -> Manifest:
+    tensors = _detached(graph.model)
+    return Manifest(
+        schema=SCHEMA,
+        model=name,
+        name=graph.model.name,
+        created=created.isoformat(timespec="seconds"),
+        opset=OPSET,
+        files={file: sha256_of(directory / file) for file in CONTENTS},
+        inputs=inputs,
+        outputs=outputs,
+        resident={
+            key: ResidentEntry(str(tensor.numpy().dtype), _json_fill(FILLS.get(key, 0.0)))
+            for key, tensor in tensors.items()
+        },
+        items=len(tensors["item_bias"]),
+        L=serving.length,
+        K=serving.k,
+        D=tensors["item_vectors"].shape[1] if "item_vectors" in tensors else 0,
+        actions=serving.actions,
+        excluding_actions=serving.excluding_actions,
+        exclude_seen=serving.exclude_seen,
+        buckets=Buckets(
+            list(BATCH_BUCKETS), [size for size in LENGTH_BUCKETS if size < serving.length] + [serving.length]
+        ),
+        report=serving.report,
+    )
+
+
+def _json_fill(fill: float) -> float | Literal["-inf"]:
+    """JSON has no infinity."""
+    return "-inf" if fill == float("-inf") else fill
