@@ -7,7 +7,7 @@ Axes: B users, L history length, X excluded items, N items, D item dimension, K 
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,8 +121,7 @@ def find_bundle(path: Path) -> Path:
     current = path / CURRENT
     if not current.is_file():
         raise BundleError(
-            f"bundle {path}: no {MANIFEST} and no {CURRENT} there. "
-            "Name a directory that `exporter train --out` wrote."
+            f"bundle {path}: no {MANIFEST} and no {CURRENT} there. Name a directory that `exporter train --out` wrote."
         )
     try:
         name = msgspec.json.decode(current.read_bytes(), type=dict[str, str])["bundle"]
@@ -165,7 +164,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise BundleError(f"bundle {path}: not an archive of plain arrays ({error}).") from error
 
 
-def _problems(manifest: Manifest) -> Iterable[str]:
+def _problems(manifest: Manifest) -> Iterator[str]:
     """What is wrong with the manifest, the first problem first."""
     if manifest.schema != SCHEMA:
         yield f"schema {manifest.schema}, but this worker reads {SCHEMA}. Export it with the exporter of this version."
@@ -174,16 +173,7 @@ def _problems(manifest: Manifest) -> Iterable[str]:
         yield f"files lacks {sorted(missing)}."
     if any(name != Path(name).name for name in manifest.files):
         yield "files names a path outside the bundle."
-    for entry in manifest.inputs:
-        if entry.name not in FEEDS and entry.name not in manifest.resident:
-            yield f"the graph asks for {entry.name!r}, which this worker cannot feed. It feeds {sorted(FEEDS)}."
-        if entry.name in FEEDS and entry.dtype != FEEDS[entry.name][0]:
-            yield f"input {entry.name!r} is {entry.dtype}, but the contract says {FEEDS[entry.name][0]}."
-    names = {entry.name for entry in manifest.outputs}
-    if not names.issuperset(REQUIRED_OUTPUTS):
-        yield f"the graph gives {sorted(names)}, but must give {list(REQUIRED_OUTPUTS)}."
-    if "item_bias" not in manifest.resident:
-        yield "no resident tensor item_bias: without it no row can be hidden."
+    yield from _graph_problems(manifest)
     if min(manifest.items, manifest.K, manifest.L) < 1:
         yield "items, K and L must be at least 1."
     if not all(0 < code < 256 for code in manifest.actions.values()):
@@ -195,9 +185,25 @@ def _problems(manifest: Manifest) -> Iterable[str]:
         yield f"the last of buckets.length must be L = {manifest.L}."
 
 
+def _graph_problems(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the graph's inputs and outputs."""
+    for entry in manifest.inputs:
+        if entry.name not in FEEDS and entry.name not in manifest.resident:
+            yield f"the graph asks for {entry.name!r}, which this worker cannot feed. It feeds {sorted(FEEDS)}."
+        if entry.name in FEEDS and entry.dtype != FEEDS[entry.name][0]:
+            yield f"input {entry.name!r} is {entry.dtype}, but the contract says {FEEDS[entry.name][0]}."
+    names = {entry.name for entry in manifest.outputs}
+    if not names.issuperset(REQUIRED_OUTPUTS):
+        yield f"the graph gives {sorted(names)}, but must give {list(REQUIRED_OUTPUTS)}."
+    if "item_bias" not in manifest.resident:
+        yield "no resident tensor item_bias: without it no row can be hidden."
+
+
 def _check_file(path: Path, entry: FileEntry) -> None:
     if path.is_symlink() or not path.is_file():
-        raise BundleError(f"bundle {path}: the manifest names it, but it is not a plain file there. Copy the bundle whole.")
+        raise BundleError(
+            f"bundle {path}: the manifest names it, but it is not a plain file there. Copy the bundle whole."
+        )
     found = sha256_of(path)
     if found != entry:
         raise BundleError(

@@ -1,0 +1,165 @@
+"""Touched users to the arrays that the graph asks for: known items only, sorted by length, sliced, padded to buckets.
+
+Pure: arrays in, arrays out. Axes: B users, H history kept, L history the graph looks at, E excluded kept,
+X excluded items fed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_worker.manifest import Buckets
+from stream_worker.state import Histories
+
+NO_ITEM = -1
+Feeds = dict[str, NDArray[Any]]
+
+
+class ItemIndex(Protocol):
+    """What a batch needs of the item table."""
+
+    def rows_of(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Rows of these item hashes, of the same shape; -1 where the model does not know the item."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the model makes of the state's interned actions, by code.
+
+    `model_codes` uint8: the manifest's code, 0 where the model does not know the action.
+    `excluding` bool: whether an item with this action is never recommended again.
+    """
+
+    model_codes: NDArray[np.uint8]
+    excluding: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, names: Sequence[str], actions: Mapping[str, int], excluding: Sequence[str]) -> "Vocabulary":
+        """The vocabulary of a manifest for these interned names."""
+        codes = np.array([actions.get(name, 0) for name in names] or [0], np.uint8)
+        return cls(codes, np.array([name in excluding for name in names] or [False], np.bool_))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Users as the model sees them; right-aligned, padded with -1 (items) and 0 (actions, times)."""
+
+    history_items_BL: NDArray[np.int32]
+    history_actions_BL: NDArray[np.uint8]
+    history_times_BL: NDArray[np.int64]  # epoch ms
+    history_length_B: NDArray[np.intp]
+    now_B: NDArray[np.int64]  # time of the user's newest event, known or not, epoch ms
+    excluded_items_BX: NDArray[np.int32]
+    excluded_length_B: NDArray[np.intp]
+
+
+def prepare(
+    histories: Histories, items: ItemIndex, vocabulary: Vocabulary, length: int, exclude_seen: bool
+) -> Prepared:
+    """Translate states into the model's terms.
+
+    Args:
+        histories: the users.
+        items: hash -> row.
+        vocabulary: of the model, for the interned actions of the state.
+        length: L, the newest known events that are kept.
+        exclude_seen: whether every item of the history is excluded, not only those with an excluding action.
+    """
+    H = histories.items_BH.shape[1]
+    filled_BH = np.arange(H) < histories.length_B[:, None]
+    rows_BH = np.where(filled_BH, items.rows_of(histories.items_BH), np.int32(NO_ITEM))
+    codes_BH = vocabulary.model_codes[histories.actions_BH]
+    item_known_BH = rows_BH >= 0
+    known_BH = item_known_BH & (codes_BH > 0)
+
+    newest_B = np.maximum(histories.length_B - 1, 0)
+    now_B = np.take_along_axis(histories.times_BH, newest_B[:, None], 1)[:, 0].astype(np.int64) * 1000
+    now_B[histories.length_B == 0] = 0
+
+    (items_BL, actions_BL, times_BL), length_B = right_align(
+        known_BH,
+        length,
+        ((rows_BH, np.int32, NO_ITEM), (codes_BH, np.uint8, 0), (histories.times_BH, np.int64, 0)),
+    )
+    times_BL *= 1000
+
+    seen_BH = item_known_BH if exclude_seen else item_known_BH & vocabulary.excluding[histories.actions_BH]
+    kept_BE = np.arange(histories.excluded_items_BE.shape[1]) < histories.excluded_length_B[:, None]
+    kept_rows_BE = np.where(kept_BE, items.rows_of(histories.excluded_items_BE), np.int32(NO_ITEM))
+    kept_BE = (kept_rows_BE >= 0) & vocabulary.excluding[histories.excluded_actions_BE]
+    excluded_BHE = np.concatenate([rows_BH, kept_rows_BE], 1)
+    (excluded_BX,), excluded_B = right_align(
+        np.concatenate([seen_BH, kept_BE], 1), excluded_BHE.shape[1], ((excluded_BHE, np.int32, NO_ITEM),)
+    )
+    return Prepared(items_BL, actions_BL, times_BL, length_B, now_B, excluded_BX, excluded_B)
+
+
+def right_align(
+    keep_BH: NDArray[np.bool_], length: int, rows: Sequence[tuple[NDArray[Any], Any, int]]
+) -> tuple[list[NDArray[Any]], NDArray[np.intp]]:
+    """The last `length` kept places of each row, moved to the right, order unchanged.
+
+    Args:
+        keep_BH: the places to keep.
+        length: L.
+        rows: (array [B, H], dtype, padding) of each array to align.
+
+    Returns:
+        The arrays [B, L], and how many places of each row are filled [B].
+    """
+    from_right_BH = np.cumsum(keep_BH[:, ::-1], axis=1)[:, ::-1]  # 1 = the newest kept
+    b, h = np.nonzero(keep_BH & (from_right_BH <= length))
+    place = length - from_right_BH[b, h]
+    aligned = []
+    for array_BH, dtype, padding in rows:
+        array_BL = np.full((len(keep_BH), length), padding, dtype)
+        array_BL[b, place] = array_BH[b, h]
+        aligned.append(array_BL)
+    return aligned, np.minimum(from_right_BH[:, 0], length) if keep_BH.shape[1] else np.zeros(len(keep_BH), np.intp)
+
+
+def slices(prepared: Prepared, buckets: Buckets) -> Iterator[tuple[NDArray[np.intp], Feeds]]:
+    """Cut users into batches of like length, and pad each to its bucket.
+
+    Sorting first makes the padding small: a batch costs its longest history.
+
+    Yields:
+        The users of the batch as indices into `prepared`, and the feeds, whose rows beyond these users are padding.
+    """
+    order_B = np.argsort(prepared.history_length_B, kind="stable")
+    largest = buckets.batch[-1]
+    for start in range(0, len(order_B), largest):
+        users_b = order_B[start : start + largest]
+        batch = _bucket(len(users_b), buckets.batch)
+        length = _bucket(int(prepared.history_length_B[users_b[-1]]), buckets.length)
+        excluded = excluded_bucket(int(prepared.excluded_length_B[users_b].max()))
+        yield (
+            users_b,
+            {
+                "history_items": _pad(prepared.history_items_BL, users_b, batch, length, NO_ITEM),
+                "history_actions": _pad(prepared.history_actions_BL, users_b, batch, length, 0),
+                "history_times": _pad(prepared.history_times_BL, users_b, batch, length, 0),
+                "now": _pad(prepared.now_B[:, None], users_b, batch, 1, 0)[:, 0],
+                "excluded_items": _pad(prepared.excluded_items_BX, users_b, batch, excluded, NO_ITEM),
+            },
+        )
+
+
+def excluded_bucket(length: int) -> int:
+    """X for so many excluded items: the next power of two, at least 8."""
+    return max(8, 1 << (length - 1).bit_length()) if length else 8
+
+
+def _bucket(size: int, buckets: Sequence[int]) -> int:
+    return next(bucket for bucket in buckets if bucket >= size)
+
+
+def _pad(array_BL: NDArray[Any], users_b: NDArray[np.intp], batch: int, length: int, padding: int) -> NDArray[Any]:
+    """Rows `users_b`, the last `length` columns, as a new [batch, length]."""
+    padded = np.full((batch, length), padding, array_BL.dtype)
+    columns = min(length, array_BL.shape[1])
+    padded[: len(users_b), length - columns :] = array_BL[users_b, array_BL.shape[1] - columns :]
+    return padded

@@ -1,0 +1,245 @@
+"""The model directory, loaded: item table, ONNX session, warm-up. It knows no model by name.
+
+The one file that imports ONNX Runtime. Axes: B users, N items, K list length.
+"""
+
+import ctypes
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # on by default since 1.31; must be set before the import
+
+import onnxruntime as ort
+
+from stream_worker.batch import NO_ITEM, Feeds, excluded_bucket
+from stream_worker.errors import BundleError
+from stream_worker.manifest import (
+    EXAMPLE,
+    ITEM_ROWS,
+    ITEMS,
+    MODEL,
+    Manifest,
+    find_bundle,
+    load_arrays,
+    read_manifest,
+)
+from stream_worker.messages import item_hash
+
+Device = Literal["cpu", "cuda"]
+TOLERANCE = 1e-4  # of scores: another CPU adds in another order
+
+log = structlog.get_logger(__name__)
+
+
+class ItemRow(msgspec.Struct):
+    """A line of items.jsonl."""
+
+    item: str
+    title: str = ""
+    attributes: dict[str, Any] = {}
+
+
+class ItemTable:
+    """The items of a model: ids, an index from hash to row, and the resident tensors.
+
+    The tensors are padded to at least `least_rows` with their fill (bias -inf, so never recommended): TopK fails
+    on fewer rows than K.
+
+    Raises:
+        BundleError: the ids do not match the tensors, repeat, or two of them have the same hash.
+    """
+
+    def __init__(self, ids: list[str], tensors: Mapping[str, NDArray[Any]], manifest: Manifest, where: Path) -> None:
+        if len(ids) != manifest.items:
+            raise BundleError(f"bundle {where}: {ITEM_ROWS} has {len(ids)} rows, the manifest says {manifest.items}.")
+        self.ids = ids
+        self._names = [*ids, None]  # so that row -1 has the name None
+        hashes = np.fromiter((item_hash(item) for item in ids), np.uint64, len(ids))
+        self._order = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._sorted = hashes[self._order]
+        same = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
+        if len(same):
+            one, other = (ids[row] for row in self._order[same[0] : same[0] + 2])
+            raise BundleError(
+                f"bundle {where}: items {one!r} and {other!r} have the same 64-bit hash. Rename one of them."
+            )
+        self.tensors: Feeds = {}
+        for name, entry in manifest.resident.items():
+            array = tensors.get(name)
+            if array is None or array.shape[:1] != (len(ids),) or array.dtype != entry.dtype:
+                raise BundleError(
+                    f"bundle {where}: {ITEMS} lacks {name!r}, or it is not {entry.dtype} with {len(ids)} rows."
+                )
+            rows = max(len(ids), manifest.K)
+            padded = np.full((rows, *array.shape[1:]), entry.fill_value, array.dtype)
+            padded[: len(ids)] = array
+            self.tensors[name] = padded
+
+    def __len__(self) -> int:
+        """Items the model knows."""
+        return len(self.ids)
+
+    def names(self, rows_BK: NDArray[Any]) -> list[list[Any]]:
+        """The ids of these rows, None for -1 and for rows that hold no item."""
+        names, count = self._names, len(self.ids)
+        return [[names[row] if row < count else None for row in row_K] for row_K in rows_BK.tolist()]
+
+    def rows_of(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Rows of these hashes, any shape; -1 where the model does not know the item."""
+        place = np.searchsorted(self._sorted, hashes)
+        place[place == len(self._sorted)] = 0
+        return np.where(self._sorted[place] == hashes, self._order[place], np.int32(NO_ITEM))
+
+
+class Bundle:
+    """A bundle in memory, ready to infer.
+
+    Args:
+        path: a bundle, or a directory of bundles with a current.json.
+        device: where to run; "auto" takes CUDA if it works and logs which one it took.
+        threads: intra-op threads on the CPU.
+
+    Raises:
+        BundleError: the bundle is missing, changed or malformed, or the device is not usable.
+    """
+
+    def __init__(self, path: Path, device: Literal["auto", "cpu", "cuda"] = "cpu", threads: int = 1) -> None:
+        self.path = find_bundle(path)
+        self.manifest = read_manifest(self.path)
+        lines = (self.path / ITEM_ROWS).read_bytes().splitlines()
+        try:
+            decoder = msgspec.json.Decoder(ItemRow)
+            self.rows = [decoder.decode(line) for line in lines]
+        except msgspec.MsgspecError as error:
+            raise BundleError(f"bundle {self.path / ITEM_ROWS}: {error}. Export it again.") from error
+        self.items = ItemTable(
+            [row.item for row in self.rows], load_arrays(self.path / ITEMS), self.manifest, self.path
+        )
+        self.device, self._session = _open_session(self.path / MODEL, device, threads)
+        self._fed = [node.name for node in self._session.get_inputs()]
+        self._given = [node.name for node in self._session.get_outputs()]
+        self.default_list = np.empty(0, np.int32)  # rows of the list for everybody; known after warm_up
+
+    def infer(self, feeds: Feeds) -> Feeds:
+        """Run the graph.
+
+        Args:
+            feeds: at least the graph's inputs other than the resident tensors.
+
+        Returns:
+            The outputs by name: `items` int64 [B, K], `scores` float32 [B, K], and what else the graph gives.
+        """
+        tensors = self.items.tensors
+        inputs = {name: tensors[name] if name in tensors else feeds[name] for name in self._fed}
+        return dict(zip(self._given, self._session.run(self._given, inputs), strict=True))
+
+    def warm_up(self) -> float:
+        """Compare the example with its expected outputs, then run every bucket once. Returns seconds taken.
+
+        Raises:
+            BundleError: the graph does not give here what it gave at export.
+        """
+        start = time.perf_counter()
+        self.check_example()
+        buckets = self.manifest.buckets
+        for length in buckets.length:
+            for batch in reversed(buckets.batch):
+                outputs = self.infer(_empty_feeds(batch, length))
+        top = outputs["items"][0][np.isfinite(outputs["scores"][0])]
+        self.default_list = top.astype(np.int32)
+        return time.perf_counter() - start
+
+    def check_example(self) -> None:
+        """Replay example.npz.
+
+        Raises:
+            BundleError: an output differs from the one the exporter wrote.
+        """
+        example = load_arrays(self.path / EXAMPLE)
+        feeds = {name.removeprefix("input."): array for name, array in example.items() if name.startswith("input.")}
+        try:
+            outputs = self.infer(feeds)
+        except Exception as error:  # ONNX Runtime's own exceptions share no base but Exception
+            raise BundleError(f"bundle {self.path / MODEL}: the graph does not run its example: {error}") from error
+        wanted, found = example["output.scores"], outputs["scores"]
+        finite = np.isfinite(wanted)
+        if wanted.shape != found.shape or not np.array_equal(finite, np.isfinite(found)) or np.isnan(found).any():
+            raise BundleError(f"bundle {self.path / EXAMPLE}: scores have another shape or are not finite here.")
+        scale = np.maximum(1, np.abs(wanted[finite]))
+        worst = float(np.max(np.abs(wanted[finite] - found[finite]) / scale, initial=0))
+        if worst > TOLERANCE:
+            raise BundleError(
+                f"bundle {self.path / EXAMPLE}: scores differ by {worst:.2g} from those at export. "
+                "Was it exported with another version of ONNX Runtime?"
+            )
+
+
+def create_session(model: Path, device: Device = "cpu", threads: int = 1) -> ort.InferenceSession:
+    """An ONNX Runtime session on exactly this device, never silently on another one.
+
+    Raises:
+        BundleError: the model cannot be loaded, or CUDA was asked for and is not usable.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what it would log it also raises, and we report it
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = ["CPUExecutionProvider"]
+    if device == "cuda":
+        _require_cuda_driver()
+        ort.preload_dlls()  # the CUDA libraries that the extra `gpu` brought as Python packages
+        providers = ["CUDAExecutionProvider"]
+        # Without this, nodes or the whole graph land on the CPU with no more than a log line.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(str(model), options, providers=providers)
+    except Exception as error:  # as above
+        raise BundleError(f"bundle {model}: ONNX Runtime cannot load it on {device}: {error}") from error
+    if session.get_providers()[0] != providers[0]:
+        raise BundleError(f"device {device}: ONNX Runtime took {session.get_providers()} instead. {_CUDA_MEND}")
+    return session
+
+
+_CUDA_MEND = "Install the extra `gpu` on a machine with an NVIDIA driver, or choose --device cpu."
+
+
+def _require_cuda_driver() -> None:
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise BundleError(f"device cuda: this ONNX Runtime was built without CUDA. {_CUDA_MEND}")
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise BundleError(f"device cuda: no NVIDIA driver ({error}). {_CUDA_MEND}") from error
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        raise BundleError(f"device cuda: the NVIDIA driver sees no GPU. {_CUDA_MEND}")
+
+
+def _open_session(model: Path, device: str, threads: int) -> tuple[Device, ort.InferenceSession]:
+    if device == "cuda":
+        return "cuda", create_session(model, "cuda", threads)
+    if device == "auto":
+        try:
+            return "cuda", create_session(model, "cuda", threads)
+        except BundleError as error:
+            log.info("device auto: taking the CPU", reason=str(error))
+    return "cpu", create_session(model, "cpu", threads)
+
+
+def _empty_feeds(batch: int, length: int) -> Feeds:
+    return {
+        "history_items": np.full((batch, length), NO_ITEM, np.int32),
+        "history_actions": np.zeros((batch, length), np.uint8),
+        "history_times": np.zeros((batch, length), np.int64),
+        "now": np.zeros(batch, np.int64),
+        "excluded_items": np.full((batch, excluded_bucket(length)), NO_ITEM, np.int32),
+    }

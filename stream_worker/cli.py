@@ -1,0 +1,107 @@
+"""The commands; the only place that wires objects together."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from stream_worker import __version__, logs
+from stream_worker.bundle import Bundle
+from stream_worker.errors import DataError, SettingsError, StreamWorkerError
+from stream_worker.metrics import Metrics
+from stream_worker.pipeline import Pipeline
+from stream_worker.settings import (
+    KafkaSettings,
+    ReplaySettings,
+    Settings,
+    TopicsSettings,
+    parse_arguments,
+    refuse_unknown_variables,
+)
+from stream_worker.transports.files import FileTransport
+from stream_worker.worker import Worker
+
+PROG = "stream-worker"
+
+T = TypeVar("T", bound=KafkaSettings)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Consume events, publish fresh lists, until SIGTERM."""
+    from stream_worker.transports.kafka import KafkaTransport
+
+    settings = _settings(Settings, argv, "run")
+    bundle = Bundle(settings.bundle, settings.device, settings.threads)
+    Worker(settings, bundle, KafkaTransport(settings), Metrics()).run()
+
+
+def replay(argv: Sequence[str]) -> None:
+    """Run a file of events through the same pipeline, without Kafka."""
+    settings = _settings(ReplaySettings, argv, "replay")
+    bundle = Bundle(settings.bundle, settings.device, settings.threads)
+    bundle.warm_up()
+    metrics = Metrics()
+    transport = FileTransport(settings.events, settings.out, settings.max_poll_records)
+    transport.open()
+    try:
+        pipeline = Pipeline(settings, bundle, transport, metrics, clock=None)
+        while not transport.exhausted:
+            pipeline.step(0)
+        pipeline.drain(settings.drain_timeout_s)
+    finally:
+        transport.close()
+    counted = {name: metrics.total(name) for name in ("events", "lists", "rejected", "duplicates", "late", "unknown")}
+    print(", ".join(f"{count} {name}" for name, count in counted.items()))
+
+
+def topics(argv: Sequence[str]) -> None:
+    """Check the topics; with --create, make those that are missing."""
+    from stream_worker.topics import check_topics
+
+    settings = _settings(TopicsSettings, argv, "topics")
+    reports = check_topics(settings)
+    for report in reports:
+        state = "created" if report.created else report.problem or "ok"
+        print(f"{report.name}: {report.partitions} partitions, {state}")
+    if any(report.problem for report in reports):
+        raise DataError("a topic is not as required; see above.")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"run": run, "replay": replay, "topics": topics}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. A user's mistake is one line on stderr, never a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise SettingsError(f"no command {name!r}; there are {', '.join(COMMANDS)}.")
+        COMMANDS[name](arguments[1:])
+    except StreamWorkerError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _settings(cls: type[T], argv: Sequence[str], command: str) -> T:
+    refuse_unknown_variables([Settings, TopicsSettings])
+    settings = parse_arguments(cls, argv, f"{PROG} {command}")
+    logs.configure(settings.log_level, settings.log_format)
+    structlog.get_logger(__name__).debug("settings", **settings.model_dump(mode="json"))
+    return settings
+
+
+def _usage() -> str:
+    lines = [f"usage: {PROG} COMMAND [--help]", ""]
+    lines += [f"  {name:10}{(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [*lines, "", "Every flag is also an environment variable: --http-port is STREAM_WORKER_HTTP_PORT."]
+    )

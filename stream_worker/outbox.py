@@ -1,0 +1,116 @@
+"""What was handed to the transport and is not acknowledged, and what must therefore be made or sent again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from stream_worker.metrics import Metrics
+from stream_worker.state import Partition
+from stream_worker.transports.base import Topic, Transport
+
+
+@dataclass(slots=True)
+class Mark:
+    """A user whose list does not cover all folded events."""
+
+    first_offset: int  # of the oldest such event
+    oldest_timestamp: int  # its Kafka timestamp, epoch ms
+    catching_up: bool
+
+
+@dataclass(eq=False, slots=True)
+class Sent:
+    """A record handed to the transport; the token that its delivery brings back.
+
+    A list has a mark and is made anew if it fails; a rejected event or a tombstone is sent again as it was.
+    """
+
+    state: Partition
+    topic: Topic
+    offset: int  # the first event it answers
+    key: bytes | None
+    value: bytes | None
+    user: str = ""
+    mark: Mark | None = None
+    applied_offset: int = -1  # the last event it answers
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+class Outbox:
+    """Publishes through the transport and remembers until the acknowledgement.
+
+    Args:
+        transport: open.
+        metrics: counts lists and failures, observes event-to-list.
+        model, variant: labels of the lists.
+        max_in_flight: unacknowledged records at which there is no more room.
+    """
+
+    def __init__(self, transport: Transport, metrics: Metrics, model: str, variant: str, max_in_flight: int) -> None:
+        self._transport = transport
+        self._max_in_flight = max_in_flight
+        self._outstanding: set[Sent] = set()
+        self._resend: list[Sent] = []
+        self._lists = metrics.lists.labels(model=model, variant=variant)
+        self._failures = {topic: metrics.publish_failures.labels(topic=topic.value) for topic in Topic}
+        self._event_to_list = {
+            flag: metrics.event_to_list.labels(catching_up=str(flag).lower()) for flag in (False, True)
+        }
+
+    @property
+    def room(self) -> int:
+        """Records that may be sent now; 0 while the broker is away."""
+        if not self._transport.writable:
+            return 0
+        return max(0, self._max_in_flight - self._transport.in_flight)
+
+    def send(self, sent: Sent) -> None:
+        """Publish, and remember."""
+        self._outstanding.add(sent)
+        self._transport.publish(sent.topic, sent.key, sent.value, sent, sent.headers)
+
+    def resend(self) -> None:
+        """Publish again what failed and is no list."""
+        if self._resend and self.room:
+            again, self._resend = self._resend, []
+            for sent in again:
+                self.send(sent)
+
+    def settle(self) -> list[Sent]:
+        """Look at what was delivered. Returns the lists that failed and that no newer list has replaced."""
+        failed: list[Sent] = []
+        lists = 0
+        for sent, has_failed, at in self._transport.deliveries():
+            if sent not in self._outstanding:
+                continue  # its partition is no longer ours
+            self._outstanding.discard(sent)
+            if has_failed:
+                self._failures[sent.topic].inc()
+                (failed if sent.mark else self._resend).append(sent)
+            elif sent.mark:
+                lists += 1
+                self._event_to_list[sent.mark.catching_up].observe(max(0.0, at - sent.mark.oldest_timestamp / 1000))
+                row = sent.state.row(sent.user)
+                if row is not None and sent.applied_offset > sent.state.listed_offset[row]:
+                    sent.state.listed_offset[row] = sent.applied_offset
+        if lists:
+            self._lists.inc(lists)
+        return [sent for sent in failed if not _replaced(sent)]
+
+    def drop(self, state: Partition) -> None:
+        """Forget what concerns a partition that is no longer ours."""
+        self._outstanding = {sent for sent in self._outstanding if sent.state is not state}
+        self._resend = [sent for sent in self._resend if sent.state is not state]
+
+    def __iter__(self) -> Iterator[Sent]:
+        """All that is not acknowledged."""
+        yield from self._outstanding
+        yield from self._resend
+
+    def __len__(self) -> int:
+        """How much is not acknowledged."""
+        return len(self._outstanding) + len(self._resend)
+
+
+def _replaced(sent: Sent) -> bool:
+    row = sent.state.row(sent.user)
+    return row is None or bool(sent.state.listed_offset[row] >= sent.applied_offset)

@@ -1,0 +1,179 @@
+"""Every knob, once: a field here is a flag, an environment variable, a line of `--help` and a row of docs/settings.md.
+
+`history_length` is `--history-length` and `STREAM_WORKER_HISTORY_LENGTH`; a flag wins over the environment.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as ParseError
+
+from stream_worker.errors import SettingsError
+
+PREFIX = "STREAM_WORKER_"
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class KafkaSettings(BaseSettings):
+    """How to reach Kafka, and the names there."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_exit_on_error=False,
+    )
+
+    bootstrap: str = Field("localhost:9092", description="Kafka brokers, host:port, comma-separated.")
+    events_topic: str = Field("events", description="Topic of clicks and views, keyed by user.")
+    recommendations_topic: str = Field("recommendations", description="Topic of the lists, keyed by user, compacted.")
+    rejected_topic: str = Field("events.rejected", description="Topic of events that are not well formed.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "json", "pretty"] = Field(
+        "auto", description="auto: pretty on a terminal, JSON lines elsewhere."
+    )
+
+
+class Settings(KafkaSettings):
+    """Consume events, publish fresh lists."""
+
+    bundle: Path = Field(description="A bundle, or a directory of bundles with a current.json.")
+    client: Literal["kafka-python"] = Field("kafka-python", description="Kafka client library.")
+    group: str = Field("stream-worker", min_length=1, description="Consumer group; its workers share the partitions.")
+    group_instance_id: str | None = Field(
+        None, description="Static membership: a name that survives a restart, such as the pod's."
+    )
+    first_start: Literal["earliest", "latest"] = Field(
+        "earliest", description="Where a group without a position begins to publish lists."
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="cuda never falls back to the CPU; auto says in the log which one it took."
+    )
+    threads: int = Field(
+        1, ge=1, le=64, description="Threads of one inference on the CPU; more workers beat more threads."
+    )
+    list_length: int | None = Field(
+        None, ge=1, description="Items in a list; default and upper bound are the bundle's K."
+    )
+    exclude_seen: bool | None = Field(
+        None,
+        description="Leave the items of the user's history out of the list. Default: what the bundle says.",
+    )
+    variant: str = Field("a", min_length=1, max_length=64, description="Name of this deployment in lists and metrics.")
+
+    history_length: int = Field(64, ge=1, le=4096, description="Newest events kept of each user (H).")
+    excluded_length: int = Field(32, ge=0, le=4096, description="Newest items kept of excluding actions, per user (E).")
+    excluding_actions: str = Field(
+        "purchase,dislike,hide",
+        description="Actions whose items are kept apart as excluded, comma-separated.",
+    )
+
+    event_user_field: str = Field("user", description="Path of the user in an event, such as properties.user_id.")
+    event_item_field: str = Field("item", description="Path of the item in an event.")
+    event_action_field: str = Field("action", description="Path of the action in an event.")
+    event_time_field: str = Field("time", description="Path of the time in an event.")
+    event_decoder: str | None = Field(
+        None,
+        description="package.module:function from a record's bytes to such a dict, for events that are not JSON.",
+    )
+    max_future_s: float = Field(300, ge=0, description="An event this far ahead of its Kafka timestamp is rejected.")
+
+    max_poll_records: int = Field(500, ge=1, le=100_000, description="Records of one poll.")
+    poll_timeout_s: float = Field(0.02, gt=0, le=1, description="Longest wait of one poll when there is nothing to do.")
+    checkpoint_interval_s: float = Field(1, gt=0, le=60, description="Time between two commits of positions.")
+    session_timeout_s: float = Field(10, ge=1, le=300, description="A silent worker loses its partitions after this.")
+    delivery_timeout_s: float = Field(
+        6, gt=0, description="A list unacknowledged for so long is made anew; below session_timeout_s."
+    )
+    stale_after_s: float = Field(
+        10,
+        gt=0,
+        description="A partition that is further behind, with over 1,000 records waiting, is catching up.",
+    )
+    max_in_flight: int = Field(5000, ge=1, description="Unacknowledged records; at this number inference waits.")
+    drain_timeout_s: float = Field(8, gt=0, le=300, description="After SIGTERM: time to publish what is folded.")
+
+    http_host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz.")  # noqa: S104
+    http_port: int = Field(8080, ge=0, le=65535, description="Port of these; 0 takes a free one and logs it.")
+
+    @model_validator(mode="after")
+    def _delivery_within_session(self) -> Self:
+        if self.delivery_timeout_s >= self.session_timeout_s:
+            raise ValueError(
+                f"delivery_timeout_s ({self.delivery_timeout_s:g}) must be below session_timeout_s "
+                f"({self.session_timeout_s:g}): a list must not arrive after the partition has moved on"
+            )
+        return self
+
+    @property
+    def excluding(self) -> frozenset[str]:
+        """`excluding_actions` as a set."""
+        return frozenset(name.strip() for name in self.excluding_actions.split(",") if name.strip())
+
+
+class ReplaySettings(Settings):
+    """Run a file of events through the same pipeline, without Kafka."""
+
+    events: Path = Field(description="JSON lines, one event a line, in the order of the log.")
+    out: Path = Field(description="JSON lines, one list a line; rejected events go to OUT.rejected.")
+
+
+class TopicsSettings(KafkaSettings):
+    """Check the topics, and with --create make those that are missing."""
+
+    create: bool = Field(False, description="Create what is missing.")
+    partitions: int = Field(4, ge=1, description="Partitions of topics that are created.")
+    replication_factor: int = Field(1, ge=1, description="Replicas of topics that are created; 3 in production.")
+
+
+def parse_arguments(cls: type[S], argv: Sequence[str], prog: str) -> S:
+    """Settings from flags, then environment, then defaults. `--help` prints and exits 0.
+
+    Raises:
+        SettingsError: a flag or variable is unknown, absent or out of range; the message names each.
+    """
+    try:
+        return cls(_cli_parse_args=list(argv), _cli_prog_name=prog)
+    except ParseError as error:
+        raise SettingsError(f"{_parse_problem(error)} See `{prog} --help`.") from error
+    except ValidationError as error:
+        prefix = cls.model_config.get("env_prefix") or ""
+        lines = "; ".join(
+            _describe(problem["loc"], problem["msg"], problem["input"], prefix) for problem in error.errors()
+        )
+        raise SettingsError(f"{lines}. See `{prog} --help`.") from error
+
+
+def refuse_unknown_variables(known: Iterable[type[BaseSettings]], prefix: str = PREFIX) -> None:
+    """A misspelt variable must not be silently ignored.
+
+    Raises:
+        SettingsError: the environment holds a variable with our prefix that is no setting.
+    """
+    names = {prefix + name.upper() for cls in known for name in cls.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(prefix) and name not in names)
+    if unknown:
+        raise SettingsError(f"environment: {', '.join(unknown)}: no such setting. docs/settings.md lists them.")
+
+
+def _parse_problem(error: ParseError) -> str:
+    text = str(error).removeprefix("error parsing CLI: ").strip()
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def _describe(loc: tuple[str | int, ...], message: str, value: object, prefix: str) -> str:
+    if not loc:
+        return message.removeprefix("Value error, ")
+    name = str(loc[0])
+    flag = f"--{name.replace('_', '-')} ({prefix}{name.upper()})"
+    if message == "Field required":
+        return f"{flag} is required"
+    return f"{flag}: {message[:1].lower()}{message[1:]}, not {value!r}"

@@ -1,0 +1,206 @@
+"""The users of one partition, in NumPy slabs: a row a user.
+
+Only the main thread touches it. Everything here is a function of the log alone: no model, no clock.
+Axes: C capacity in rows, H history length, E excluded length, K list length, B users of a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_worker.errors import DataError
+from stream_worker.fold import Fold, exclude, insert
+from stream_worker.messages import Event
+
+CHUNK_ROWS = 4096  # slabs grow by so many rows
+MAX_ACTIONS = 65_535
+NO_OFFSET = -1
+
+
+class Actions:
+    """Interned action names: code <-> name, shared by the partitions of a worker."""
+
+    def __init__(self, excluding: frozenset[str] = frozenset()) -> None:
+        self.names: list[str] = []
+        self.excluding: list[bool] = []  # by code: whether its items are kept apart as excluded
+        self._codes: dict[str, int] = {}
+        self._excluding_names = excluding
+
+    def code(self, name: str) -> int:
+        """The code of a name, a new one if needed.
+
+        Raises:
+            DataError: more than 65,535 names, so the field cannot be an action.
+        """
+        code = self._codes.get(name)
+        if code is None:
+            if len(self.names) == MAX_ACTIONS:
+                raise DataError(
+                    f"events: more than {MAX_ACTIONS} different actions. Does event_action_field name an id?"
+                )
+            code = self._codes[name] = len(self.names)
+            self.names.append(name)
+            self.excluding.append(name in self._excluding_names)
+        return code
+
+
+@dataclass
+class Histories:
+    """Users as the state holds them: copies, a row a user, left-aligned, oldest first."""
+
+    items_BH: NDArray[np.uint64]
+    times_BH: NDArray[np.uint32]
+    actions_BH: NDArray[np.uint16]
+    length_B: NDArray[np.int32]
+    excluded_items_BE: NDArray[np.uint64]
+    excluded_actions_BE: NDArray[np.uint16]
+    excluded_length_B: NDArray[np.int32]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Histories"]) -> "Histories":
+        """The users of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
+
+
+class Partition:
+    """All users of one input partition.
+
+    Args:
+        number: the partition's number.
+        history_length, excluded_length: H and E.
+        list_length: K, items of the last list that are remembered for judging it.
+    """
+
+    def __init__(self, number: int, history_length: int, excluded_length: int, list_length: int) -> None:
+        self.number = number
+        self.users: list[str | None] = []  # row -> user
+        self._rows: dict[str, int] = {}
+        self._free: list[int] = []
+        self._capacity = 0
+        h, e, k = history_length, excluded_length, list_length
+        self.items = np.zeros((0, h), np.uint64)
+        self.times = np.zeros((0, h), np.uint32)
+        self.actions = np.zeros((0, h), np.uint16)
+        self.length = np.zeros(0, np.int32)
+        self.excluded_items = np.zeros((0, e), np.uint64)
+        self.excluded_actions = np.zeros((0, e), np.uint16)
+        self.excluded_length = np.zeros(0, np.int32)
+        self.events = np.zeros(0, np.int64)  # folded since the user was first seen
+        self.applied_offset = np.zeros(0, np.int64)  # last event folded
+        self.listed_offset = np.zeros(0, np.int64)  # last event that an acknowledged list covers
+        self.timestamp = np.zeros(0, np.int64)  # Kafka timestamp of the last event, epoch ms
+        # A cache, never durable: item rows of the last list handed to the producer, -1 where there is none.
+        self.listed_items = np.zeros((0, k), np.int32)
+
+    def __len__(self) -> int:
+        """Users held."""
+        return len(self._rows)
+
+    @property
+    def _slabs(self) -> tuple[NDArray[Any], ...]:
+        return (
+            self.items, self.times, self.actions, self.length,
+            self.excluded_items, self.excluded_actions, self.excluded_length,
+            self.events, self.applied_offset, self.listed_offset, self.timestamp,
+            self.listed_items,
+        )  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slabs."""
+        return sum(slab.nbytes for slab in self._slabs)
+
+    def row(self, user: str) -> int | None:
+        """The user's row, or None."""
+        return self._rows.get(user)
+
+    def fold(
+        self, event: Event, item: int, action: int, excluding: bool, offset: int, timestamp: int
+    ) -> tuple[int, Fold]:
+        """Fold one event into its user, who is made if new.
+
+        Args:
+            event: the event; `item` its hash, `action` its code, `excluding` whether that action excludes the item.
+            offset, timestamp: of its record.
+
+        Returns:
+            The user's row, and what became of the event.
+        """
+        row = self._rows.get(event.user)
+        if row is None:
+            row = self._add(event.user)
+        elif offset <= self.applied_offset[row]:
+            return row, Fold.REPLAYED
+        length, outcome = insert(
+            self.items[row],
+            self.times[row],
+            self.actions[row],
+            int(self.length[row]),
+            item,
+            event.time_ms // 1000,
+            action,
+        )
+        if outcome is Fold.DUPLICATE:
+            return row, outcome
+        self.length[row] = length
+        if excluding:
+            self.excluded_length[row] = exclude(
+                self.excluded_items[row],
+                self.excluded_actions[row],
+                int(self.excluded_length[row]),
+                item,
+                action,
+            )
+        self.events[row] += 1
+        self.applied_offset[row] = offset
+        self.timestamp[row] = timestamp
+        return row, outcome
+
+    def forget(self, user: str) -> int | None:
+        """Erase a user; returns the row that was the user's, or None if there was none."""
+        row = self._rows.pop(user, None)
+        if row is not None:
+            self.users[row] = None
+            self._free.append(row)
+        return row
+
+    def gather(self, rows_B: Sequence[int] | NDArray[Any]) -> Histories:
+        """Copies of these users' exact state."""
+        rows_B = np.asarray(rows_B, np.intp)
+        return Histories(
+            self.items[rows_B],
+            self.times[rows_B],
+            self.actions[rows_B],
+            self.length[rows_B],
+            self.excluded_items[rows_B],
+            self.excluded_actions[rows_B],
+            self.excluded_length[rows_B],
+        )
+
+    def _add(self, user: str) -> int:
+        if self._free:
+            row = self._free.pop()
+            self.users[row] = user
+        else:
+            row = len(self.users)
+            if row == self._capacity:
+                self._grow()
+            self.users.append(user)
+        self._rows[user] = row
+        for slab in (self.length, self.excluded_length, self.events):
+            slab[row] = 0
+        for slab in (self.applied_offset, self.listed_offset):
+            slab[row] = NO_OFFSET
+        self.listed_items[row] = -1
+        return row
+
+    def _grow(self) -> None:
+        self._capacity += CHUNK_ROWS
+        for slab in self._slabs:
+            # In place by realloc, which moves pages, not bytes, once a slab is large; no view outlives a call.
+            slab.resize((self._capacity, *slab.shape[1:]), refcheck=False)

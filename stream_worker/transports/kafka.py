@@ -1,0 +1,377 @@
+"""Kafka through kafka-python: a cooperative consumer group in, an idempotent producer out.
+
+The client runs IO threads. They only append to the deques here; the main thread empties them in `poll` and
+`deliveries`. Every foreign exception is mapped in this file and in `topics.py`.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import structlog
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import (
+    FencedInstanceIdError,
+    KafkaError,
+    KafkaTimeoutError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
+
+from stream_worker.errors import DataError, FencedError, TransportError
+from stream_worker.settings import Settings
+from stream_worker.transports.base import Assigned, Commit, Delivery, Polled, Record, Topic
+
+log = structlog.get_logger(__name__)
+
+REQUEST_TIMEOUT_S = 5.0  # of one question to the broker on the main thread
+REBUILD_PAUSE_S = 1.0  # between two attempts to make a new producer
+FETCH_MAX_WAIT_MS = 500
+BATCH_BYTES = 64 * 1024  # the default 16 KiB costs a third more CPU a record
+
+
+class KafkaTransport:
+    """See `Transport`."""
+
+    keyed = True
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._topics = {
+            Topic.RECOMMENDATIONS: settings.recommendations_topic,
+            Topic.REJECTED: settings.rejected_topic,
+        }
+        self.partitions = 0
+        self._consumer: KafkaConsumer | None = None
+        self._producer: _Producer | None = None
+        self._rebalances: deque[tuple[str, list[int]]] = deque()  # written by the client's IO thread
+        self._unresolved: list[int] = []  # assigned, positions not yet asked for
+        self._next: dict[int, int] = {}  # of partitions that deliver: the offset after the last record delivered
+        self._joined = False
+        self._commits: list[Commit] = []
+        self._fenced: KafkaError | None = None
+
+    def open(self) -> None:
+        """See `Transport`."""
+        s = self._settings
+        try:
+            self._producer = _Producer(s)
+            self._consumer = KafkaConsumer(
+                bootstrap_servers=s.bootstrap.split(","),
+                group_id=s.group,
+                group_instance_id=s.group_instance_id,
+                enable_auto_commit=False,
+                auto_offset_reset="none",  # where to start is ours to decide, always
+                isolation_level="read_committed",
+                allow_auto_create_topics=False,
+                partition_assignment_strategy=[CooperativeStickyAssignor],
+                session_timeout_ms=int(s.session_timeout_s * 1000),
+                heartbeat_interval_ms=int(s.session_timeout_s * 250),
+                max_poll_interval_ms=max(60_000, int(s.session_timeout_s * 2000)),
+                max_poll_records=s.max_poll_records,
+                fetch_min_bytes=1,
+                fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+                reconnect_backoff_max_ms=1000,  # with the default two workers did not recover within a minute
+            )
+            # Asking first also loads the metadata, without which some joins hang for ever.
+            partitions = self._consumer.partitions_for_topic(s.events_topic)
+        except KafkaError as error:
+            raise TransportError(f"broker {s.bootstrap}: {error}. Is it running, and the address right?") from error
+        if not partitions:
+            raise DataError(
+                f"topic {s.events_topic!r} does not exist on {s.bootstrap}. Run `stream-worker topics --create`."
+            )
+        self.partitions = len(partitions)
+        self._consumer.subscribe([s.events_topic], listener=_Listener(self._rebalanced))
+
+    def poll(self, timeout_s: float) -> Polled:
+        """See `Transport`."""
+        consumer = self._open_consumer
+        if self._fenced:
+            raise FencedError(f"group instance {self._settings.group_instance_id!r}: {self._fenced}")
+        try:
+            batches = consumer.poll(timeout_ms=int(timeout_s * 1000))
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            raise DataError(
+                f"topic {self._settings.events_topic!r}: the position to read from is no longer retained ({error}). "
+                "Raise the topic's retention above the longest outage."
+            ) from error
+        except FencedInstanceIdError as error:
+            raise FencedError(f"group instance {self._settings.group_instance_id!r}: {error}") from error
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            log.warning("poll failed, trying again", error=str(error))
+            batches = {}
+        revoked = self._drain_rebalances()
+        assigned = self._resolve()
+        records: dict[int, Sequence[Record]] = {}
+        for topic_partition, batch in batches.items():
+            if topic_partition.partition in self._next:  # not revoked during this very poll
+                records[topic_partition.partition] = batch
+                self._next[topic_partition.partition] = batch[-1].offset + 1
+        return Polled(revoked, assigned, records)
+
+    def seek(self, partition: int, offset: int) -> None:
+        """See `Transport`."""
+        consumer, topic_partition = self._open_consumer, self._partition(partition)
+        if topic_partition in consumer.assignment():
+            consumer.seek(topic_partition, offset)
+            consumer.resume(topic_partition)
+            self._next[partition] = offset
+
+    def position(self, partition: int) -> int:
+        """See `Transport`."""
+        topic_partition = self._partition(partition)
+        if partition not in self._next or topic_partition not in self._open_consumer.assignment():
+            return -1
+        return self._open_consumer.position(topic_partition, timeout_ms=100) or -1
+
+    def publish(
+        self,
+        topic: Topic,
+        key: bytes | None,
+        value: bytes | None,
+        token: Any,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        """See `Transport`."""
+        assert self._producer is not None
+        self._producer.send(self._topics[topic], key, value, token, list(headers))
+
+    def deliveries(self) -> Sequence[Delivery]:
+        """See `Transport`."""
+        assert self._producer is not None
+        return self._producer.deliveries()
+
+    @property
+    def in_flight(self) -> int:
+        """See `Transport`."""
+        return self._producer.in_flight if self._producer else 0
+
+    @property
+    def writable(self) -> bool:
+        """See `Transport`."""
+        return self._producer is not None and self._producer.usable()
+
+    def flush(self, timeout_s: float) -> None:
+        """See `Transport`."""
+        if self._producer:
+            self._producer.flush(timeout_s)
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        """See `Transport`."""
+        try:
+            self._open_consumer.commit_async(self._offsets(positions), callback=self._committed)
+        except KafkaError as error:
+            self._committed(self._offsets(positions), error)
+
+    def commit_now(self, positions: Mapping[int, int], timeout_s: float) -> bool:
+        """See `Transport`."""
+        offsets = self._offsets(positions)
+        try:
+            self._open_consumer.commit(offsets, timeout_ms=int(timeout_s * 1000))
+        except KafkaError as error:
+            self._committed(offsets, error)
+            return False
+        self._committed(offsets, None)
+        return True
+
+    def commits(self) -> Sequence[Commit]:
+        """See `Transport`."""
+        done, self._commits = self._commits, []
+        return done
+
+    @property
+    def contact_age_s(self) -> float:
+        """See `Transport`; from the group's heartbeats, which go on while there is nothing to read."""
+        if self._consumer is None or not self._joined:
+            return math.inf
+        metrics = self._consumer.metrics()["consumer-coordinator-metrics"]
+        return float(metrics["last-heartbeat-seconds-ago"])
+
+    def lag(self) -> Mapping[int, int]:
+        """See `Transport`."""
+        consumer = self._open_consumer
+        lag = {}
+        for number, following in self._next.items():
+            topic_partition = self._partition(number)
+            if topic_partition in consumer.assignment():
+                lag[number] = max(0, (consumer.highwater(topic_partition) or following) - following)
+        return lag
+
+    def close(self) -> None:
+        """See `Transport`."""
+        if self._producer:
+            self._producer.close()
+        if self._consumer:
+            try:
+                self._consumer.close(autocommit=False, timeout_ms=int(REQUEST_TIMEOUT_S * 1000))
+            except KafkaError as error:
+                log.warning("the consumer did not close in order", error=str(error))
+        self._producer = self._consumer = None
+
+    @property
+    def _open_consumer(self) -> KafkaConsumer:
+        assert self._consumer is not None, "open() comes first"
+        return self._consumer
+
+    def _partition(self, number: int) -> TopicPartition:
+        return TopicPartition(self._settings.events_topic, number)
+
+    def _offsets(self, positions: Mapping[int, int]) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {
+            self._partition(number): OffsetAndMetadata(offset, "", -1)
+            for number, offset in positions.items()
+            if number in self._next
+        }
+
+    def _committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], result: object) -> None:
+        cause = None
+        if isinstance(result, Exception):
+            cause = type(result).__name__
+            log.warning("positions not committed", error=str(result))
+        if isinstance(result, FencedInstanceIdError):
+            self._fenced = result
+        self._commits.append(Commit({one.partition: offset.offset for one, offset in offsets.items()}, cause))
+
+    def _rebalanced(self, kind: str, partitions: Sequence[TopicPartition]) -> None:
+        """On the client's IO thread: note it, and hold new partitions still until the main thread has looked."""
+        if kind == "assigned" and partitions and self._consumer is not None:
+            self._consumer.pause(*partitions)
+            for topic_partition in partitions:
+                self._consumer.seek(topic_partition, 0)  # any position, so that the client does not ask for one
+        self._rebalances.append((kind, [topic_partition.partition for topic_partition in partitions]))
+
+    def _drain_rebalances(self) -> list[int]:
+        revoked: list[int] = []
+        while self._rebalances:
+            kind, numbers = self._rebalances.popleft()
+            if kind == "assigned":
+                self._joined = True
+                self._unresolved += numbers
+            else:
+                revoked += numbers
+                self._unresolved = [number for number in self._unresolved if number not in numbers]
+                for number in numbers:
+                    self._next.pop(number, None)
+        return revoked
+
+    def _resolve(self) -> list[Assigned]:
+        """Ask for the positions of new partitions; those the broker does not answer for are asked again next time."""
+        if not self._unresolved:
+            return []
+        consumer = self._open_consumer
+        timeout_ms = int(REQUEST_TIMEOUT_S * 1000)
+        partitions = [self._partition(number) for number in self._unresolved]
+        try:
+            start = consumer.beginning_offsets(partitions, timeout_ms=timeout_ms)
+            end = consumer.end_offsets(partitions, timeout_ms=timeout_ms)
+            committed = {one: consumer.committed(one, timeout_ms=timeout_ms) for one in partitions}
+        except KafkaError as error:
+            log.warning("positions not known yet, asking again", error=str(error))
+            return []
+        self._unresolved = []
+        return [Assigned(one.partition, start[one], end[one], committed[one]) for one in partitions]
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, note: Callable[[str, Sequence[TopicPartition]], None]) -> None:
+        self._note = note
+
+    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        self._note("assigned", list(assigned))
+
+    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        self._note("revoked", list(revoked))
+
+    def on_partitions_lost(self, lost: Sequence[TopicPartition]) -> None:
+        self._note("lost", list(lost))
+
+
+class _Producer:
+    """An idempotent producer that is thrown away after its first failure: what it does then is not to be trusted."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._done: deque[Delivery] = deque()  # appended to by the client's IO thread
+        self.in_flight = 0
+        self._broken = False
+        self._tried_at = 0.0
+        self._client = self._connect()
+
+    def _connect(self) -> KafkaProducer:
+        s = self._settings
+        delivery_ms = int(s.delivery_timeout_s * 1000)
+        return KafkaProducer(
+            bootstrap_servers=s.bootstrap.split(","),
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            batch_size=BATCH_BYTES,
+            delivery_timeout_ms=delivery_ms,
+            request_timeout_ms=delivery_ms,
+            max_block_ms=1000,
+            bootstrap_timeout_ms=int(REQUEST_TIMEOUT_S * 1000) if not self._broken else 1000,
+            reconnect_backoff_max_ms=1000,
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+        )
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes | None, token: Any, headers: list[tuple[str, bytes]]
+    ) -> None:
+        self.in_flight += 1
+        if self._broken:
+            self._done.append(Delivery(token, True, time.time()))
+            return
+        try:
+            future = self._client.send(topic, value, key, headers)
+        except KafkaError as error:
+            self._failed(token, error)
+        else:
+            future.add_callback(partial(self._acknowledged, token)).add_errback(partial(self._failed, token))
+
+    def deliveries(self) -> list[Delivery]:
+        done = [self._done.popleft() for _ in range(len(self._done))]
+        self.in_flight -= len(done)
+        return done
+
+    def usable(self) -> bool:
+        """Whether sending makes sense; makes a new client if the old one failed and a broker answers."""
+        if not self._broken:
+            return True
+        if time.monotonic() - self._tried_at < REBUILD_PAUSE_S:
+            return False
+        self._client.close(timeout=0)  # fails what is still in flight, so that it is made anew
+        try:
+            client = self._connect()
+        except KafkaError as error:
+            log.warning("no producer, trying again", error=str(error))
+        else:
+            self._client, self._broken = client, False
+            log.info("a new producer is ready")
+        self._tried_at = time.monotonic()
+        return not self._broken
+
+    def flush(self, timeout_s: float) -> None:
+        try:
+            self._client.flush(timeout=timeout_s)
+        except KafkaTimeoutError as error:
+            log.warning("records still unacknowledged", error=str(error))
+
+    def close(self) -> None:
+        self._client.close(timeout=0)
+
+    def _acknowledged(self, token: Any, _metadata: object) -> None:
+        self._done.append(Delivery(token, False, time.time()))
+
+    def _failed(self, token: Any, error: Exception) -> None:
+        if not self._broken:
+            self._broken = True
+            log.warning("a record was not acknowledged; a new producer will replace this one", error=str(error))
+        self._done.append(Delivery(token, True, time.time()))
