@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic_settings import BaseSettings
 from rich.console import Console
 
 from exporter.settings import TrainSettings, VerifySettings
-from stream_worker.errors import DataError, SettingsError, StreamWorkerError
+from stream_worker.errors import SettingsError, StreamWorkerError
 from stream_worker.settings import parse_arguments
 
 USAGE = """usage: exporter COMMAND [flags]
@@ -39,7 +38,9 @@ def train(settings: TrainSettings, console: Console) -> None:
     """Load, train, evaluate, export."""
     # Not at the top: torch takes seconds to import, which --help and a mistyped flag need not wait for.
     from exporter.experiment import load, run
+    from exporter.models import require
 
+    require(settings.model)
     out = settings.out
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,3 @@ def _dispatch(arguments: list[str], console: Console) -> int:
     settings_class, run = _COMMANDS[command]
     run(parse_arguments(settings_class, rest, f"exporter {command}"), console)
     return 0
-
-
-__all__ = ["DataError", "Path", "main"]

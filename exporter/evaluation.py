@@ -1,9 +1,9 @@
 """How good the lists are: full ranking of all items, walked prequentially.
 
-Before each event of the part under test, its user's history so far (earlier events of that part included) is ranked, and
-the event's item is looked up: rank = 1 + items that score higher + ties / 2. No sampled negatives (Krichene & Rendle,
-"On Sampled Metrics for Item Recommendation", KDD 2020). An item that the list cannot hold, because the catalogue
-lacks it or the user has seen it, is a miss.
+Before each event of the part under test all items are ranked for its user's history so far (earlier events of that
+part included), and the event's item is looked up: rank = 1 + items that score higher + ties / 2. No sampled negatives
+(Krichene & Rendle, "On Sampled Metrics for Item Recommendation", KDD 2020). An item that the list cannot hold, because
+the catalogue lacks it or the user has seen it, is a miss.
 
 Axes: B users, N items, R ranked events.
 """

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -96,9 +96,9 @@ def write_bundle(out: Path, model: Recommender, items: pl.DataFrame, serving: Se
         inputs, outputs = export_onnx(graph, beside / MODEL, serving.length)
         codes = sorted(serving.actions.values())
         check_parity(graph, beside / MODEL, serving.length, BATCH_BUCKETS[-1], codes)
-        np.savez(beside / ITEMS, **{name: tensor.numpy() for name, tensor in _detached(model).items()})
+        _save_arrays(beside / ITEMS, {name: tensor.numpy() for name, tensor in _detached(model).items()})
         _write_item_rows(beside / ITEM_ROWS, items)
-        np.savez(beside / EXAMPLE, **_example(graph, beside / MODEL, serving.length, codes))
+        _save_arrays(beside / EXAMPLE, _example(graph, beside / MODEL, serving.length, codes))
         name, created = _free_name(out, model.name, _content_hash(beside), now)
         write_manifest(beside, _manifest(beside, name, created, graph, inputs, outputs, serving))
         Bundle(beside).check_example()
@@ -205,19 +205,24 @@ def _detached(model: Recommender) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in model.item_tensors().items()}
 
 
+def _save_arrays(path: Path, arrays: Feeds) -> None:
+    np.savez(path, allow_pickle=False, **arrays)
+
+
 def _write_item_rows(path: Path, items: pl.DataFrame) -> None:
     with path.open("wb") as file:
         for row in items.iter_rows(named=True):
-            attributes = {name: value for name, value in row.items() if name not in ("item", "title") and value is not None}
-            line = {"item": row["item"], "title": row["title"], "attributes": attributes}
+            line = {"item": row.pop("item"), "title": row.pop("title")}
+            line["attributes"] = {name: value for name, value in row.items() if value is not None}
             file.write(msgspec.json.encode(line, enc_hook=str) + b"\n")
 
 
 def _example(graph: Graph, model_path: Path, length: int, codes: list[int]) -> Feeds:
     """A few users, one of them without history, and what ONNX Runtime gives for them here."""
-    tensors = {name: tensor.numpy() for name, tensor in padded(_detached(graph.model), graph.k).items()}
+    items = _detached(graph.model)
+    tensors = {name: tensor.numpy() for name, tensor in padded(items, graph.k).items()}
     rng = np.random.default_rng(0)
-    feeds = random_feeds(rng, len(graph.model.item_tensors()["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes)
+    feeds = random_feeds(rng, len(items["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes)
     feeds = {name: feeds[name] for name in graph.feeds}
     outputs = create_session(model_path).run(graph.outputs, feeds | tensors)
     example = {f"input.{name}": array for name, array in feeds.items()}

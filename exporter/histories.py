@@ -1,7 +1,7 @@
 """Users' histories out of a log of events: the windows to train on, and each event's history for evaluation.
 
-The log is arrays in time order. What the worker would hold before an event, the same here: the newest H events, of which
-the model sees the newest L known ones, and the newest E items of excluding actions.
+The log is arrays in time order. Before an event stands what the worker would hold of its user: the newest H events, of
+which the model sees the newest L known ones, and the newest items of excluding actions.
 
 Axes: E events, B users, L history length, H events kept of a user, X excluded items, W windows.
 """
@@ -112,9 +112,7 @@ def feeds_before(log: Log, events_B: Ints, horizon: Horizon) -> Feeds:
     length = int(np.clip(known_BH.sum(axis=1).max(initial=0), 1, horizon.length))
     # Stable: the unknown go left, the known stay in order on the right, of which the newest `length` are taken.
     order_BL = np.argsort(known_BH, axis=1, kind="stable")[:, -length:]
-    history_BL = np.where(
-        np.take_along_axis(known_BH, order_BL, 1), np.take_along_axis(events_BH, order_BL, 1), -1
-    )
+    history_BL = np.where(np.take_along_axis(known_BH, order_BL, 1), np.take_along_axis(events_BH, order_BL, 1), -1)
     seen_BH = _take(log.item_E, events_BH, -1) if horizon.exclude_seen else events_BH[:, :0]
     excluding = np.flatnonzero(log.excluding_E[log.by_user])
     events_BX = _last(

@@ -1,4 +1,4 @@
-"""Does the exported graph do what the model does? Torch and ONNX Runtime side by side, on the batches that break graphs.
+"""Does the exported graph do what the model does? Torch and ONNX Runtime side by side, on what breaks graphs.
 
 Axes: B users, L history length, N items, X excluded items, K list length.
 """
@@ -63,8 +63,7 @@ def compare(graph: Graph, inputs: Feeds, found: Feeds) -> tuple[str, float]:
     with torch.inference_mode():
         expected = dict(zip(graph.outputs, graph(*(named[name] for name in graph.inputs)), strict=True))
         feeds = {name: named[name] for name in graph.feeds}
-        scores_BN = graph.model.scores(feeds, named)
-        scores_BN = exclude(scores_BN, feeds["excluded_items"]).numpy()
+        scores_BN = exclude(graph.model.scores(feeds, named), feeds["excluded_items"]).numpy()
     wanted_BK, found_BK, items_BK = expected["scores"].numpy(), found["scores"], found["items"]
     difference_BK = np.maximum(
         _difference(found_BK, wanted_BK), _difference(np.take_along_axis(scores_BN, items_BK, 1), wanted_BK)

@@ -5,7 +5,8 @@ Axes: W windows, L history length.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from exporter.evaluation import ndcg, prequential, scorer_of
 from exporter.histories import Horizon, Ints, Log, windows
 from exporter.models.base import Recommender
 from stream_worker.errors import DataError
+
+BETAS = (0.9, 0.98)  # of SASRec's Adam
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def seed_everything(seed: int) -> None:
 def fit(
     model: Recommender, log: Log, split: int, horizon: Horizon, recipe: Recipe, checkpoint: Path, console: Console
 ) -> Course:
-    """Train the model in place, and leave it with the weights of the best epoch.
+    """Train the model in place until validation stops improving; leave it with the weights of the best epoch.
 
     Args:
         log: the training part; its first `split` events are fitted, the rest validates.
@@ -69,48 +72,72 @@ def fit(
         checkpoint: where the best weights are kept meanwhile.
 
     Raises:
-        DataError: there are no events to fit or to validate on, or the loss is not finite.
+        DataError: there is nothing to fit or to validate on, or the loss is not finite.
     """
     course = Course()
     if not list(model.parameters()):
         return course
     events_R = np.arange(split, len(log))
-    fitting = log[:split]
-    if not fitting.known_E.any() or not len(events_R):
-        raise DataError("events: too few to train and validate on. Give a longer log.")
-    rng = np.random.default_rng(recipe.seed)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
-    )
     started = time.monotonic()
-    deadline = started + 60 * recipe.max_minutes if recipe.max_minutes else float("inf")
+    deadline = _deadline(started, recipe)
     with _progress(console) as progress:
-        task = progress.add_task("training", total=None, note="")
-        for epoch in range(1, recipe.max_epochs + 1):
-            batches = list(batches_of(fitting, horizon.length, recipe.batch, rng))
-            progress.update(task, total=recipe.max_epochs * len(batches), completed=(epoch - 1) * len(batches))
-            losses = []
-            for feeds, target_BL in batches:
-                losses.append(step(model, optimiser, feeds, target_BL, recipe.clip))
-                progress.advance(task)
-                if time.monotonic() > deadline:
-                    break
-            if not np.isfinite(losses).all():
-                raise DataError(f"training: the loss is not finite in epoch {epoch}. Lower --learning-rate.")
-            course.losses.append(float(np.mean(losses)))
+        for epoch, loss in enumerate(_epochs(model, log[:split], horizon.length, recipe, deadline, progress), start=1):
+            course.losses.append(loss)
             course.ndcgs.append(ndcg(prequential(scorer_of(model), log, events_R, horizon), 10))
             course.seconds = time.monotonic() - started
             if course.ndcgs[-1] > max(course.ndcgs[:-1], default=-1.0):
                 course.best = epoch
                 save(model, checkpoint)
-            note = f"epoch {epoch}: loss {course.losses[-1]:.3f}, validation NDCG@10 {course.ndcgs[-1]:.4f}"
-            progress.update(task, note=f"{note} (best: epoch {course.best})")
-            if not console.is_terminal:
-                console.print(f"{note}, {course.seconds:.0f} s")
-            if epoch - course.best >= recipe.patience or time.monotonic() > deadline:
+            note = f"epoch {epoch}: loss {loss:.3f}, validation NDCG@10 {course.ndcgs[-1]:.4f}"
+            _tell(console, progress, f"{note} (best: epoch {course.best}), {course.seconds:.0f} s")
+            if epoch - course.best >= recipe.patience or epoch == recipe.max_epochs or time.monotonic() > deadline:
                 break
     model.load_state_dict(torch.load(checkpoint, weights_only=True))
     return course
+
+
+def refit(model: Recommender, log: Log, length: int, epochs: int, recipe: Recipe, console: Console) -> float:
+    """Train a new model in place on all of the log for so many epochs. Returns the seconds it took.
+
+    Raises:
+        DataError: there is nothing to fit, or the loss is not finite.
+    """
+    started = time.monotonic()
+    if not epochs:
+        return 0.0
+    limited = replace(recipe, max_epochs=epochs)
+    deadline = _deadline(started, recipe)
+    with _progress(console) as progress:
+        for epoch, loss in enumerate(_epochs(model, log, length, limited, deadline, progress), start=1):
+            _tell(console, progress, f"refit {epoch}/{epochs}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
+            if epoch == epochs or time.monotonic() > deadline:
+                break
+    return time.monotonic() - started
+
+
+def _epochs(
+    model: Recommender, log: Log, length: int, recipe: Recipe, deadline: float, progress: Progress
+) -> Iterator[float]:
+    """Train for ever, or until the deadline cuts the last epoch short; yields the mean loss of each epoch."""
+    if not log.known_E.any():
+        raise DataError("events: none is left to train on. Give a longer log.")
+    rng = np.random.default_rng(recipe.seed)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=BETAS, fused=True
+    )
+    task = progress.add_task("training", total=None, note="")
+    for epoch in count(1):
+        batches = list(batches_of(log, length, recipe.batch, rng))
+        progress.update(task, total=recipe.max_epochs * len(batches), completed=(epoch - 1) * len(batches))
+        losses = []
+        for feeds, target_BL in batches:
+            losses.append(step(model, optimiser, feeds, target_BL, recipe.clip))
+            progress.advance(task)
+            if time.monotonic() > deadline:
+                break
+        if not np.isfinite(losses).all():
+            raise DataError(f"training: the loss is not finite in epoch {epoch}. Lower --learning-rate.")
+        yield float(np.mean(losses))
 
 
 def step(
@@ -154,6 +181,17 @@ def _trim(events_WL: Ints) -> Ints:
     """Drop leading columns that no window of the batch uses; one padding column stays for the empty history."""
     longest = int((events_WL >= 0).sum(axis=1).max())
     return events_WL[:, -min(events_WL.shape[1], longest + 1) :]
+
+
+def _deadline(started: float, recipe: Recipe) -> float:
+    return started + 60 * recipe.max_minutes if recipe.max_minutes else float("inf")
+
+
+def _tell(console: Console, progress: Progress, note: str) -> None:
+    """On a terminal beside the bar, else as a line."""
+    progress.update(progress.task_ids[0], note=note)
+    if not console.is_terminal:
+        console.print(note)
 
 
 def _progress(console: Console) -> Progress:

@@ -2,8 +2,8 @@
 
 A model is a `torch.nn.Module` that turns a batch of histories into a score for every item. Subclass `Recommender`,
 decorate the class with `@register`, import it in `exporter/models/__init__.py`, and `exporter train --model NAME`
-trains, evaluates and exports it. There is no serving code to write: `Graph` fuses the model with exclusion and top-k into
-the one ONNX graph that the worker runs (docs: the graph contract).
+trains, evaluates and exports it. There is no serving code to write: `Graph` fuses the model with exclusion and top-k
+into the one ONNX graph that the worker runs.
 
 Axes: B users, L history length, N items, D item dimension, X excluded items, K list length.
 
@@ -16,9 +16,9 @@ The tensors of a batch ("feeds") carry the names of the contract, histories righ
     excluded_items   int32 [B, X]  rows that must not be recommended, padding -1
 
 Four rules keep a list the same wherever it is computed; `tests/exporter/test_contract.py` holds every model to them:
-a user's list depends on no other user of the batch and on no padding (L varies from batch to batch); no input gives NaN,
-an empty history included; the graph reads items from the tensors it is given, never from its own parameters, so that
-a row changed at run time counts; and masks are finite (-1e9, not -inf) and applied by arithmetic or `torch.where`.
+a user's list depends on no other user of the batch and on no padding (L varies from batch to batch); no input gives
+NaN, an empty history included; the graph reads items from the tensors it is given, never from its own parameters, so
+that a row changed at run time counts; and masks are finite (-1e9, not -inf), by arithmetic or `torch.where`.
 """
 
 from abc import ABC, abstractmethod
@@ -168,6 +168,11 @@ def create(name: str, plan: Plan) -> Recommender:
     Raises:
         SettingsError: no model has that name.
     """
+    require(name)
+    return REGISTRY[name](plan)
+
+
+def require(name: str) -> None:
+    """Refuse a name that is not in the registry, with a SettingsError."""
     if name not in REGISTRY:
         raise SettingsError(f"--model {name}: no such model. There are {', '.join(sorted(REGISTRY))}.")
-    return REGISTRY[name](plan)

@@ -51,7 +51,8 @@ class Block(nn.Module):
         attended_BQD = (weights_BHQL @ value_BHLd).transpose(1, 2).flatten(2)
         x_BQD = x_BQD + self.dropout(self.project(attended_BQD))
         hidden_BQD = self.dropout(F.relu(self.feed_in(self.feed_norm(x_BQD))))
-        return x_BQD + self.dropout(self.feed_out(hidden_BQD))
+        out_BQD: Tensor = x_BQD + self.dropout(self.feed_out(hidden_BQD))
+        return out_BQD
 
 
 @register
@@ -114,7 +115,7 @@ class SASRec(Recommender):
 
 def _heads(x_BQD: Tensor) -> Tensor:
     """[B, Q, D] to [B, H, Q, D / H]."""
-    return x_BQD.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    return x_BQD.view(*x_BQD.shape[:2], HEADS, x_BQD.shape[2] // HEADS).transpose(1, 2)
 
 
 def _masked(see: Tensor) -> Tensor:

@@ -1,0 +1,187 @@
+"""One run of `exporter train`: from files to a log, a trained model, its figures, and a bundle.
+
+Axes: N items, R ranked events.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from exporter.data import Columns, action_codes, load_events, load_items
+from exporter.evaluation import prequential, report, scorer_of
+from exporter.export import Serving, write_bundle
+from exporter.histories import Horizon, Log
+from exporter.models import Plan, Recommender, create
+from exporter.settings import TrainSettings
+from exporter.training import Recipe, fit, refit, seed_everything
+from stream_worker.errors import DataError
+
+EXCLUDING_ACTIONS = ("purchase", "dislike", "hide")
+EXCLUDED_LENGTH = 32  # the worker's default
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """The data of a run.
+
+    Attributes:
+        items: item, title and attributes, a row an item of the model.
+        log: all events.
+        validation: number of the first event that is not fitted.
+        test: number of the first event that is not trained on.
+        actions: action -> code.
+        excluding: actions that exclude an item for good.
+    """
+
+    items: pl.DataFrame
+    log: Log
+    validation: int
+    test: int
+    actions: dict[str, int]
+    excluding: list[str]
+
+
+def load(settings: TrainSettings, console: Console) -> Experiment:
+    """Load, clean and split the data, and say what was dropped.
+
+    Without an items file the model knows the items of the training part: what comes later must not leak into it.
+
+    Raises:
+        DataError: a file is not as required, or holds too few events.
+    """
+    columns = Columns(
+        settings.user_column, settings.item_column, settings.time_column, settings.action_column, settings.title_column
+    )
+    items = None
+    if settings.items:
+        items, lines = load_items(settings.items, columns)
+        _print(console, lines)
+    events, cleaning = load_events(settings.events, columns, None if items is None else items["item"].to_list())
+    _print(console, cleaning.lines())
+    test = round(events.height * settings.train_share)
+    validation = round(test * (1 - settings.validation_share))
+    if not 0 < validation < test:
+        raise DataError(f"{settings.events}: {events.height} events are too few to train and validate on.")
+    if items is None:
+        items = events[:test].select("item", title=pl.lit("")).unique("item", keep="first", maintain_order=True)
+    excluding = [name for name in EXCLUDING_ACTIONS if not (name == "purchase" and settings.repeat_purchases)]
+    actions = action_codes(events[:test])
+    log = Log.of(events, items["item"].to_list(), actions, excluding)
+    return Experiment(items, log, validation, test, actions, excluding)
+
+
+def run(experiment: Experiment, settings: TrainSettings, now: datetime, console: Console) -> Path:
+    """Train, evaluate, export. Returns the bundle's directory.
+
+    Raises:
+        DataError: there is too little to train on.
+        BundleError: the model does not survive its export.
+    """
+    torch.set_num_threads(settings.threads)
+    model = trained(experiment, settings, console)
+    figures = evaluated(model, experiment, settings)
+    if figures:
+        _print_figures(console, model.name, len(experiment.log) - experiment.test, settings.history_length, figures)
+    serving = Serving(
+        length=settings.length,
+        k=settings.list_length,
+        actions=experiment.actions,
+        excluding_actions=experiment.excluding,
+        exclude_seen=settings.exclude_seen,
+        report=figures,
+    )
+    console.print("export: torch to ONNX, and both side by side")
+    return write_bundle(settings.out, model, experiment.items, serving, now)
+
+
+def trained(experiment: Experiment, settings: TrainSettings, console: Console) -> Recommender:
+    """The model, fitted with early stopping, then fitted anew on the validation events, too."""
+    recipe = Recipe(
+        seed=settings.seed,
+        batch=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_epochs=settings.max_epochs,
+        patience=settings.patience,
+        # The refit takes at most about as long as the fit before it.
+        max_minutes=settings.max_minutes and settings.max_minutes / (2 if settings.refit else 1),
+    )
+    training = experiment.log[: experiment.test]
+    checkpoint = settings.out / f".{settings.model}.checkpoint.pt"
+
+    model = _new_model(experiment, settings, experiment.validation)
+    course = fit(model, training, experiment.validation, _served(settings), recipe, checkpoint, console)
+    if course.best:
+        console.print(
+            f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
+            f"validation NDCG@10 {course.ndcgs[course.best - 1]:.4f}"
+        )
+    if settings.refit:
+        model = _new_model(experiment, settings, experiment.test)
+        seconds = refit(model, training, settings.length, course.best, recipe, console)
+        if course.best:
+            console.print(f"refit with the validation events: {seconds:.0f} s")
+    checkpoint.unlink(missing_ok=True)
+    return model
+
+
+def evaluated(model: Recommender, experiment: Experiment, settings: TrainSettings) -> dict[str, float]:
+    """The figures of the test part, beside popularity's; empty without a test part.
+
+    `hr@10` … exclude (and remember) the user's whole history, the protocol of the literature; `served_hr@10` … only
+    the events that a worker keeps.
+    """
+    events_R = np.arange(experiment.test, len(experiment.log))
+    if not len(events_R):
+        return {}
+    popularity = create("popularity", _plan(experiment, settings, experiment.test))
+    whole = Horizon(settings.length, None, None, settings.exclude_seen)
+    figures: dict[str, float] = {}
+    for prefix, scored, horizon in (
+        ("", model, whole),
+        ("popularity_", popularity, whole),
+        ("served_", model, _served(settings)),
+        ("served_popularity_", popularity, _served(settings)),
+    ):
+        figures |= report(prequential(scorer_of(scored), experiment.log, events_R, horizon), prefix)
+    return figures
+
+
+def _new_model(experiment: Experiment, settings: TrainSettings, until: int) -> Recommender:
+    seed_everything(settings.seed)
+    return create(settings.model, _plan(experiment, settings, until))
+
+
+def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
+    """What a model may know before event `until`."""
+    seen = experiment.log[:until]
+    counts_N = np.bincount(seen.item_E[seen.known_E], minlength=experiment.items.height)
+    return Plan(torch.from_numpy(counts_N), settings.length, settings.dim, settings.dropout)
+
+
+def _served(settings: TrainSettings) -> Horizon:
+    return Horizon(settings.length, settings.history_length, EXCLUDED_LENGTH, settings.exclude_seen)
+
+
+def _print(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(line)
+
+
+def _print_figures(console: Console, name: str, events: int, kept: int, figures: dict[str, float]) -> None:
+    title = f"{events:,} test events, all items ranked"
+    table = Table("", "HR@10", "NDCG@10", "MRR", title=title, title_justify="left")
+    for label, prefix in (
+        (name, ""),
+        ("popularity", "popularity_"),
+        (f"{name}, {kept} events kept", "served_"),
+        (f"popularity, {kept} events kept", "served_popularity_"),
+    ):
+        table.add_row(label, *(f"{figures[prefix + metric]:.3f}" for metric in ("hr@10", "ndcg@10", "mrr")))
+    console.print(table)
