@@ -129,7 +129,8 @@ class KafkaTransport:
         topic_partition = self._partition(partition)
         if partition not in self._next or topic_partition not in self._open_consumer.assignment():
             return -1
-        return self._open_consumer.position(topic_partition, timeout_ms=100) or -1
+        position: int | None = self._open_consumer.position(topic_partition, timeout_ms=100)
+        return -1 if position is None else position
 
     def publish(
         self,
