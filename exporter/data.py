@@ -108,7 +108,7 @@ def load_events(path: Path, columns: Columns, wanted: Sequence[str] | None = Non
             "action": _text(path, table[names["action"]])
             if "action" in names
             else pl.repeat(None, table.height, dtype=pl.String, eager=True),
-            "has_time": table[names["time"]].is_not_null(),
+            "has_time": table[names["time"]].cast(pl.String).fill_null("") != "",
             "time": _milliseconds(path, table[names["time"]]),
         }
     )
@@ -168,7 +168,8 @@ def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
     """Load the items file: item, title (optional), and every other column as an attribute.
 
     Returns:
-        item, title (text, "" if there is none) and the attributes, in the file's order; and the report as lines.
+        item, title (text, "" if there is none) and attributes (a struct, absent if there are no more columns), in the
+        file's order; and the report as lines.
 
     Raises:
         DataError: the file is not readable, has no item column, or no item is left.
@@ -181,9 +182,10 @@ def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
         if columns.title in table.columns
         else pl.repeat("", table.height, dtype=pl.String, eager=True)
     )
-    rest = table.drop([name for name in (columns.item, columns.title) if name in table.columns])
-    rest = rest.rename({name: f"attribute {name}" for name in rest.columns})
-    items = pl.concat([pl.DataFrame({"item": item, "title": title}), rest], how="horizontal")
+    items = pl.DataFrame({"item": item, "title": title})
+    rest = [name for name in table.columns if name not in (columns.item, columns.title)]
+    if rest:
+        items = items.with_columns(table.select(pl.struct(rest).alias("attributes")))
     named = items.filter(~_absent("item") & ~_bad("item"))
     kept = named.unique("item", keep="first", maintain_order=True)
     if not kept.height:
@@ -193,7 +195,7 @@ def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
         lines.append(f"  dropped {items.height - named.height:,}: no item, over 256 bytes, or control characters")
     if named.height > kept.height:
         lines.append(f"  dropped {named.height - kept.height:,}: item named twice (the first is kept)")
-    return kept.rename({name: name.removeprefix("attribute ") for name in kept.columns[2:]} | {}), lines
+    return kept, lines
 
 
 def action_codes(events: pl.DataFrame) -> dict[str, int]:

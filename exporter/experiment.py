@@ -31,7 +31,7 @@ class Experiment:
     """The data of a run.
 
     Attributes:
-        items: item, title and attributes, a row an item of the model.
+        items: item, title and perhaps attributes, a row an item of the model.
         log: all events.
         validation: number of the first event that is not fitted.
         test: number of the first event that is not trained on.

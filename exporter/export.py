@@ -79,7 +79,7 @@ def write_bundle(out: Path, model: Recommender, items: pl.DataFrame, serving: Se
 
     Args:
         out: the directory of bundles; made if it is not there.
-        items: item, title and attributes, one row a row of the item tensors.
+        items: item, title and perhaps attributes (a struct), one row a row of the item tensors.
         now: the time of the export, UTC.
 
     Returns:
@@ -212,8 +212,8 @@ def _save_arrays(path: Path, arrays: Feeds) -> None:
 def _write_item_rows(path: Path, items: pl.DataFrame) -> None:
     with path.open("wb") as file:
         for row in items.iter_rows(named=True):
-            line = {"item": row.pop("item"), "title": row.pop("title")}
-            line["attributes"] = {name: value for name, value in row.items() if value is not None}
+            attributes = {name: value for name, value in row.get("attributes", {}).items() if value is not None}
+            line = {"item": row["item"], "title": row["title"], "attributes": attributes}
             file.write(msgspec.json.encode(line, enc_hook=str) + b"\n")
 
 
