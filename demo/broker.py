@@ -59,9 +59,7 @@ def port_in_use(port: int) -> bool:
 class Broker:
     """One KRaft node; `with Broker() as broker:` starts it and cleans up after it."""
 
-    def __init__(
-        self, data: Path | None = None, port: int | None = None, jvm_options: list[str] | None = None
-    ) -> None:
+    def __init__(self, data: Path | None = None, port: int | None = None, jvm_options: list[str] | None = None) -> None:
         """Choose folder and ports; nothing is started.
 
         Without `data`, a temporary folder; with it, the folder is kept, and a later Broker on it finds its
@@ -219,9 +217,7 @@ class Broker:
 
 def _serves(bootstrap: str) -> bool:
     try:
-        client = KafkaAdminClient(
-            bootstrap_servers=bootstrap, bootstrap_timeout_ms=500, request_timeout_ms=1000
-        )
+        client = KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=500, request_timeout_ms=1000)
     except KafkaError:
         return False
     try:
@@ -284,9 +280,7 @@ def main() -> int:
     """Run in the foreground until SIGTERM or Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m demo.broker", description=__doc__)
     parser.add_argument("--port", type=int, default=9092, help="the port for clients (9092)")
-    parser.add_argument(
-        "--data", type=Path, default=ROOT / ".demo" / "kafka", help="kept folder (.demo/kafka)"
-    )
+    parser.add_argument("--data", type=Path, default=ROOT / ".demo" / "kafka", help="kept folder (.demo/kafka)")
     parser.add_argument("--make-archive", action="store_true", help="make the class-data archive and exit")
     args = parser.parse_args()
     asked_to_stop = threading.Event()

@@ -57,9 +57,7 @@ def consume(broker: Broker, topic: str, count: int) -> list[bytes]:
 
 def answers(broker: Broker) -> bool:
     try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=broker.bootstrap, bootstrap_timeout_ms=500, request_timeout_ms=500
-        )
+        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap, bootstrap_timeout_ms=500, request_timeout_ms=500)
     except KafkaError:
         return False
     admin.close()
