@@ -164,6 +164,11 @@ def clean(raw: pl.DataFrame, wanted: Sequence[str] | None = None) -> tuple[pl.Da
     )
 
 
+def first_test_event(events: int, train_share: float) -> int:
+    """The number of the first event, in time order, that is not trained on; the demo replays from there."""
+    return round(events * train_share)
+
+
 def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
     """Load the items file: item, title (optional), and every other column as an attribute.
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from exporter.data import Columns, action_codes, load_events, load_items
+from exporter.data import Columns, action_codes, first_test_event, load_events, load_items
 from exporter.evaluation import prequential, report, scorer_of
 from exporter.export import Serving, write_bundle
 from exporter.histories import Horizon, Log
@@ -64,7 +64,7 @@ def load(settings: TrainSettings, console: Console) -> Experiment:
         _print(console, lines)
     events, cleaning = load_events(settings.events, columns, None if items is None else items["item"].to_list())
     _print(console, cleaning.lines())
-    test = round(events.height * settings.train_share)
+    test = first_test_event(events.height, settings.train_share)
     validation = round(test * (1 - settings.validation_share))
     if not 0 < validation < test:
         raise DataError(f"{settings.events}: {events.height} events are too few to train and validate on.")
