@@ -20,9 +20,6 @@ import uuid
 from pathlib import Path
 from typing import IO, Self
 
-from kafka import KafkaAdminClient
-from kafka.errors import KafkaError
-
 from stream_worker.errors import SettingsError, StreamWorkerError, TransportError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,7 +125,7 @@ class Broker:
             if not (self.data / "log" / "meta.properties").exists():
                 self._format(java, config, log, deadline)
             self._process = subprocess.Popen(
-                [*_with_parent_death_signal(), *java, *self._options(), "kafka.Kafka", str(config)],
+                [*with_parent_death_signal(), *java, *self._options(), "kafka.Kafka", str(config)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C is ours: the broker stops last, not with everybody else
             )  # fmt: skip
@@ -216,6 +213,10 @@ class Broker:
 
 
 def _serves(bootstrap: str) -> bool:
+    # Not at the top: demo/preflight.py asks this file for ports before there is an environment.
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
     try:
         client = KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=500, request_timeout_ms=1000)
     except KafkaError:
@@ -265,15 +266,15 @@ def make_archive() -> None:
     fresh.replace(archive)
 
 
-def _with_parent_death_signal() -> list[str]:
-    """A prefix which makes the kernel end the broker with us, even after a kill -9 of ours.
+def with_parent_death_signal(name: str = "KILL") -> list[str]:
+    """A prefix to a command which makes the kernel send it that signal when we end, even by a kill -9 of ours.
 
     Only from the main thread: the signal comes at the end of the *thread* that started the process.
     """
     setpriv = shutil.which("setpriv")
     if setpriv is None or threading.current_thread() is not threading.main_thread():
         return []
-    return [setpriv, "--pdeathsig", "KILL"]
+    return [setpriv, "--pdeathsig", name]
 
 
 def main() -> int:
