@@ -36,7 +36,9 @@ def configure(level: str, form: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if pretty else structlog.processors.JSONRenderer(),
+                structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+                if pretty
+                else structlog.processors.JSONRenderer(),
             ],
         )
     )

@@ -88,7 +88,7 @@ class Pipeline:
             int(settings.max_future_s * 1000),
             settings.event_decoder,
         )
-        self._actions = Actions(settings.excluding)
+        self.actions = Actions(settings.excluding)
         self._outbox = Outbox(transport, metrics, manifest.model, settings.variant, settings.max_in_flight)
         self._judge = Judge(metrics, settings.variant, bundle.default_list[: self._k])
         self.owned: dict[int, Owned] = {}
@@ -225,7 +225,7 @@ class Pipeline:
             owned.next_offset = records[-1].offset + 1
 
     def _fold_partition(self, owned: Owned, decoded: Sequence[Decoded]) -> None:
-        state, actions, number = owned.state, self._actions, owned.state.number
+        state, actions, number = owned.state, self.actions, owned.state.number
         rows: list[int] = []  # of the events that count: not from before a restart, not repeated
         items: list[int] = []
         counts: Counter[str] = Counter()
@@ -284,7 +284,7 @@ class Pipeline:
         self._stalled = bool(self.marked) and not users
         if not users:
             return
-        vocabulary = Vocabulary.of(self._actions.names, manifest.actions, manifest.excluding_actions)
+        vocabulary = Vocabulary.of(self.actions.names, manifest.actions, manifest.excluding_actions)
         histories = Histories.concatenate(list(_gather(users)))
         prepared = prepare(histories, self._bundle.items, vocabulary, manifest.L, self._exclude_seen)
         for index_b, feeds in slices(prepared, manifest.buckets):

@@ -80,7 +80,7 @@ class MemoryTransport:
     fail_next: so many of the next published records fail.
     refuse_commits: while true, commits fail.
     away: while true, the transport is not writable.
-    crash_at: (call, n): the n-th call of that method raises `Crash` before it does anything.
+    crash_at(call, n): the n-th call of that method from now on raises `Crash` before it does anything.
 
     Args:
         log: the log.
@@ -103,8 +103,7 @@ class MemoryTransport:
         self.fail_next = 0
         self.refuse_commits = False
         self.away = False
-        self.crash_at: tuple[str, int] | None = None
-        self._calls: dict[str, int] = {}
+        self._crash: tuple[str, int] | None = None  # the call, and how many more of them go well
 
     def open(self) -> None:
         """Join the group."""
@@ -237,7 +236,13 @@ class MemoryTransport:
         start = self._log.start.get(number, 0)
         return Assigned(number, start, len(self._log.events[number]), self._log.committed.get(number))
 
+    def crash_at(self, call: str, n: int = 1) -> None:
+        """Script a kill -9."""
+        self._crash = call, n - 1
+
     def _script(self, call: str) -> None:
-        self._calls[call] = self._calls.get(call, 0) + 1
-        if self.crash_at == (call, self._calls[call]):
-            raise Crash(f"scripted crash at {call} {self._calls[call]}")
+        if self._crash is None or self._crash[0] != call:
+            return
+        if self._crash[1] == 0:
+            raise Crash(f"scripted crash at {call}")
+        self._crash = call, self._crash[1] - 1

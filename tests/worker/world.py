@@ -1,0 +1,97 @@
+"""A log in memory with a worker's pipeline on it, and how to look at both."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from stream_worker.bundle import Bundle
+from stream_worker.messages import TopK, decode_list
+from stream_worker.metrics import Metrics
+from stream_worker.pipeline import Pipeline
+from stream_worker.settings import Settings
+from stream_worker.state import Actions, Partition
+from stream_worker.transports.base import Topic
+from stream_worker.transports.memory import MemoryLog, MemoryTransport
+
+START_MS = 1_767_225_600_000  # 2026-01-01
+
+
+def settings(bundle: Bundle, **changes: Any) -> Settings:
+    """Settings without the environment's."""
+    return Settings(**{"bundle": bundle.path, "checkpoint_interval_s": 1e-9, **changes})
+
+
+class World:
+    """One log, one worker; `restart` is a new process on the same log."""
+
+    def __init__(self, bundle: Bundle, partitions: int = 1, **changes: Any) -> None:
+        self.bundle = bundle
+        self.settings = settings(bundle, **changes)
+        self.log = MemoryLog(partitions, now=lambda: START_MS / 1000 + 1)
+        self.restart()
+
+    def restart(self) -> None:
+        """A fresh worker; the one before is gone without a word, as after kill -9."""
+        self.log.members.clear()
+        self.transport, self.pipeline, self.metrics = self.worker()
+
+    def worker(self) -> tuple[MemoryTransport, Pipeline, Metrics]:
+        """One more worker in the group."""
+        transport, metrics = MemoryTransport(self.log, self.settings.max_poll_records), Metrics()
+        pipeline = Pipeline(self.settings, self.bundle, transport, metrics, self.log.now)
+        transport.open()
+        return transport, pipeline, metrics
+
+    def event(self, user: str, item: str, partition: int = 0, second: int = 0, **fields: Any) -> int:
+        """Append an event `second` seconds into 2026."""
+        value = {"user": user, "item": item, "time": START_MS + second * 1000, **fields}
+        return self.log.append(msgspec.json.encode(value), user.encode(), partition)
+
+    def settle(self, pipeline: Pipeline | None = None, most_steps: int = 1000) -> None:
+        """Step until nothing is left to do."""
+        pipeline = pipeline or self.pipeline
+        for _ in range(most_steps):
+            pipeline.step(0)
+            behind = any(one.next_offset < len(self.log.events[number]) for number, one in pipeline.owned.items())
+            if not behind and not pipeline.marked:
+                pipeline.step(0)  # sees the acknowledgements, and commits
+                pipeline.step(0)
+                return
+        raise AssertionError(f"not settled after {most_steps} steps")
+
+    def lists(self) -> list[TopK]:
+        """All lists ever published."""
+        return [decode_list(record.value) for record in self.log.topics[Topic.RECOMMENDATIONS] if record.value]
+
+    def newest(self) -> dict[str, TopK]:
+        """The newest list of each user."""
+        return {top.user: top for top in self.lists()}
+
+
+def exact(state: Partition, actions: Actions) -> dict[str, dict[str, Any]]:
+    """Every user's exact state in plain values."""
+    users = {}
+    for row, user in enumerate(state.users):
+        if user is None:
+            continue
+        length, excluded = int(state.length[row]), int(state.excluded_length[row])
+        users[user] = {
+            "history": _triples(state, row, length, actions.names),
+            "excluded": [
+                (int(item), actions.names[action])
+                for item, action in zip(
+                    state.excluded_items[row, :excluded], state.excluded_actions[row, :excluded], strict=True
+                )
+            ],
+            "events": int(state.events[row]),
+            "applied": int(state.applied_offset[row]),
+        }
+    return users
+
+
+def _triples(state: Partition, row: int, length: int, names: Sequence[str]) -> list[tuple[int, int, str]]:
+    return [
+        (int(state.items[row, place]), int(state.times[row, place]), names[state.actions[row, place]])
+        for place in range(length)
+    ]
