@@ -113,11 +113,11 @@ class Broker:
         if self.pid:
             return
         deadline = time.monotonic() + timeout_s
-        java = _java()
         if port_in_use(self.port):
             raise SettingsError(
                 f"port {self.port} is in use on {HOST}: stop what listens there, or choose another port"
             )
+        java = _java()
         self._controller_port = self._controller_port or free_port()
         config = self._write_config()
         with self.log.open("ab") as log:
