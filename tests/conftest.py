@@ -17,6 +17,12 @@ from tests import needs
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Elsewhere Hypothesis is left to its own seed, because with a given one it forgets the failures it has stored.
+    if os.environ.get("SEED") or os.environ.get("CI"):
+        config.option.hypothesis_seed = str(SEED)
+
+
 def pytest_report_header() -> str:
     return f"seed: {SEED} (SEED={SEED} repeats the random tests)"
 

@@ -60,6 +60,21 @@ def test_preflight_does_not_take_an_old_java(tmp_path: Path) -> None:
     assert "Java 17 or newer (this is 1)" in done.stderr
 
 
+@pytest.mark.parametrize(("ci", "code"), [("", 0), ("true", 2)])
+def test_test_tools_that_cannot_be_installed_are_named(tmp_path: Path, ci: str, code: int) -> None:
+    """Nobody is stopped by them but CI. (Where they can be installed, CI itself is the test.)"""
+    for name in ("bash", "dirname", "id"):
+        (tmp_path / name).symlink_to(shutil.which(name) or pytest.fail(f"{name} is not on PATH"))
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "install-test-tools")],
+        env={"PATH": str(tmp_path), "CI": ci}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    said = done.stderr if code else done.stdout
+    assert said.count("\n") == 1
+    assert "apt-get install --no-install-recommends prometheus kcat kubernetes-client" in said
+
+
 def test_every_target_of_make_is_in_its_help() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True)
     (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
