@@ -1,0 +1,62 @@
+"""The bundle that is served: the demo's, or one of the same shape with random weights, which costs the same to run.
+
+`python -m benchmarks.bundles [--items N]` makes the latter under .cache/bench and prints its path.
+"""
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.contenders import ROOT
+from stream_worker.errors import BundleError
+from stream_worker.manifest import find_bundle
+
+DEMO = ROOT / ".demo" / "models"
+CACHE = ROOT / ".cache" / "bench"
+ITEMS, DIM, LENGTH, K = 4096, 64, 50, 20
+
+
+def choose(given: Path | None, smoke: bool) -> Path:
+    """The bundle to serve: the one given, the demo's, or a synthetic one, made if need be."""
+    if given is not None:
+        return find_bundle(given)
+    if smoke:
+        return synthetic(items=256, dim=16, length=10)
+    try:
+        return find_bundle(DEMO)
+    except BundleError:
+        return synthetic()
+
+
+def synthetic(items: int = ITEMS, dim: int = DIM, length: int = LENGTH) -> Path:
+    """A SASRec with random weights, large enough that users differ; cached."""
+    out = CACHE / f"sasrec-{items}x{dim}-L{length}"
+    try:
+        return find_bundle(out)
+    except BundleError:
+        pass  # not made yet
+    # Not at the top: torch takes seconds to import.
+    import polars as pl
+    import torch
+
+    from exporter.export import Serving, write_bundle
+    from exporter.models import Plan, create
+
+    torch.manual_seed(0)
+    model = create("sasrec", Plan(torch.ones(items, dtype=torch.int64), length=length, dim=dim)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    table = pl.DataFrame({"item": [f"item{row:08d}" for row in range(items)], "title": ""})
+    return write_bundle(out, model, table, Serving(length, K, {"view": 1}, []), datetime.now(UTC))
+
+
+def main() -> None:
+    """Make one, print its path."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bundles", description=__doc__)
+    parser.add_argument("--items", type=int, default=ITEMS, help=f"N ({ITEMS})")
+    print(synthetic(parser.parse_args().items))
+
+
+if __name__ == "__main__":
+    main()

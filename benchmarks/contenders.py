@@ -1,0 +1,203 @@
+"""The processes that are measured: one worker or one echo each, started, stopped still, and asked what they used."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.echo import READY
+from benchmarks.errors import BenchmarkError
+from stream_worker.metrics import PREFIX
+from stream_worker.settings import PREFIX as VARIABLES
+
+START_TIMEOUT_S = 300  # restoring a million events takes its time
+STOP_TIMEOUT_S = 20
+SESSION_TIMEOUT_S = 120  # a contender is stopped still while another is measured
+ROOT = Path(__file__).resolve().parents[1]
+EVENTS, REJECTED = "events", "rejected"  # topics
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Contender:
+    """One process between the events topic and a topic of its own.
+
+    Args:
+        name: in the tables.
+        command: to start it.
+        topic: where its lists go; its consumer group is called the same.
+        folder: for its log.
+        code: the directory to start it in, where `python -m` finds its code.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], topic: str, folder: Path, code: Path = ROOT) -> None:
+        self.name = name
+        self.topic = topic
+        self._command = command
+        self._code = code
+        self.log = folder / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and return once it is ready for events.
+
+        Raises:
+            BenchmarkError: it ended, or took too long; the message ends with its log's tail.
+        """
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._code,
+                env=environment | {"ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.is_ready():
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"{self.name} was not ready after {START_TIMEOUT_S} s\n{self._tail()}")
+            time.sleep(0.1)
+            self.check()
+
+    def is_ready(self) -> bool:
+        """Whether it takes events."""
+        return READY in self.log.read_text().split()
+
+    def check(self) -> None:
+        """Whether it still runs.
+
+        Raises:
+            BenchmarkError: it ended.
+        """
+        if self._running.poll() is not None:
+            raise BenchmarkError(f"{self.name} ended with exit code {self._running.returncode}\n{self._tail()}")
+
+    def stop(self) -> None:
+        """Orderly.
+
+        Raises:
+            BenchmarkError: it did not end with exit code 0.
+        """
+        self.resume()
+        self._running.terminate()
+        try:
+            code = self._running.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise BenchmarkError(f"{self.name} did not stop in {STOP_TIMEOUT_S} s\n{self._tail()}") from None
+        if code:
+            raise BenchmarkError(f"{self.name} stopped with exit code {code}\n{self._tail()}")
+
+    def kill(self) -> None:
+        """At once, whatever it does; nothing happens if it does not run."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def pause(self) -> None:
+        """Stop it still, so that it uses nothing."""
+        self._running.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._running.send_signal(signal.SIGCONT)
+
+    def cpu_s(self) -> float:
+        """CPU time so far, of all threads, user and system."""
+        fields = self._proc("stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+    def rss_mib(self) -> float:
+        """Resident memory, MiB."""
+        found = re.search(r"VmRSS:\s+(\d+) kB", self._proc("status"))
+        return int(found[1]) / 1024 if found else 0.0
+
+    def stages_s(self) -> dict[str, float]:
+        """Seconds spent so far by stage; empty for what has none."""
+        return {}
+
+    @property
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            raise BenchmarkError(f"{self.name} was not started")
+        return self._process
+
+    def _proc(self, name: str) -> str:
+        self.check()
+        return Path(f"/proc/{self._running.pid}/{name}").read_text()
+
+    def _tail(self, lines: int = 15) -> str:
+        return "\n".join(["the end of its log:", *self.log.read_text(errors="replace").splitlines()[-lines:]])
+
+
+class WorkerContender(Contender):
+    """`stream-worker run`, which says on /readyz when it is ready."""
+
+    _url = ""
+
+    def is_ready(self) -> bool:
+        """Whether it takes events: restored, warmed up, with its partition."""
+        if not self._url:
+            found = re.search(r'"?http_port"?\s*[:=]\s*"?(\d+)', self.log.read_text())
+            if not found:
+                return False
+            self._url = f"http://127.0.0.1:{found[1]}"
+        try:
+            with urllib.request.urlopen(f"{self._url}/readyz", timeout=5) as answer:  # noqa: S310
+                return bool(answer.status == 200)
+        except urllib.error.URLError:
+            return False
+
+    def stages_s(self) -> dict[str, float]:
+        """From /metrics."""
+        with urllib.request.urlopen(f"{self._url}/metrics", timeout=5) as answer:  # noqa: S310
+            text = answer.read().decode()
+        name = f"{PREFIX}_stage_seconds"
+        families = (family for family in text_string_to_metric_families(text) if family.name == name)
+        samples = (sample for family in families for sample in family.samples)
+        return {sample.labels["stage"]: sample.value for sample in samples if sample.name == f"{name}_sum"}
+
+
+class Place(NamedTuple):
+    """Where contenders run: the broker, a prefix of all names there, and a folder for logs."""
+
+    bootstrap: str
+    prefix: str
+    folder: Path
+
+    def topic(self, name: str) -> str:
+        """The topic that is called so here."""
+        return f"{self.prefix}-{name}"
+
+
+def worker(place: Place, bundle: Path, name: str = "worker", code: Path = ROOT) -> Contender:
+    """One worker with its default settings, which makes no lists for what is on the topic before it starts.
+
+    Args:
+        code: the checkout whose worker it is.
+    """
+    topic = place.topic(name)
+    command = [
+        sys.executable, "-m", "stream_worker", "run", "--bundle", str(bundle.resolve()),
+        "--bootstrap", place.bootstrap, "--events-topic", place.topic(EVENTS), "--recommendations-topic", topic,
+        "--rejected-topic", place.topic(REJECTED), "--group", topic, "--first-start", "latest", "--device", "cpu",
+        "--http-host", "127.0.0.1", "--http-port", "0", "--session-timeout-s", str(SESSION_TIMEOUT_S),
+        "--log-format", "json",
+    ]  # fmt: skip
+    return WorkerContender(name, command, topic, place.folder, code)
+
+
+def echo(place: Place, size: int) -> Contender:
+    """One echo, whose records have `size` bytes."""
+    topic = place.topic("echo")
+    command = [
+        sys.executable, "-m", "benchmarks.echo", "--bootstrap", place.bootstrap, "--events-topic", place.topic(EVENTS),
+        "--out-topic", topic, "--group", topic, "--bytes", str(size), "--session-timeout-s", str(SESSION_TIMEOUT_S),
+    ]  # fmt: skip
+    return Contender("echo", command, topic, place.folder)

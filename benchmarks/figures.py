@@ -1,0 +1,115 @@
+"""Turns to figures, and figures to lines. Pure.
+
+A figure is the median of its repeats; a ratio is the median of the ratios within each repeat, where both sides met
+the same events minutes apart at most on the same noisy machine.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.arena import Turn
+from stream_worker.metrics import STAGES
+
+Figures = dict[str, Any]  # name -> median; "repeats" -> name -> one a repeat
+
+
+def backlog(turns: Sequence[Turn]) -> Figures:
+    """Of one contender's turns at a backlog."""
+    return _medians(
+        [
+            {
+                "events_per_s": turn.events / turn.seconds,
+                "lists_per_s": turn.lists / turn.seconds,
+                "cpu_us_per_event": turn.cpu_s / turn.events * 1e6,
+                "cpu_us_per_list": turn.cpu_s / turn.lists * 1e6,
+                "list_bytes": turn.list_bytes / turn.lists,
+                "rss_mib": turn.rss_mib,
+            }
+            for turn in turns
+        ]
+    )
+
+
+def paced(turns: Sequence[Turn]) -> Figures:
+    """Of one contender's turns at a steady rate."""
+    each = []
+    for turn in turns:
+        p50, p99, p999 = np.percentile([sample.waited_ms for sample in turn.samples], (50, 99, 99.9)).tolist()
+        each.append(
+            {
+                "p50_ms": p50,
+                "p99_ms": p99,
+                "p99.9_ms": p999,
+                "cpu_us_per_event": turn.cpu_s / turn.events * 1e6,
+                "lists_per_event": turn.lists / turn.events,
+            }
+        )
+    return _medians(each)
+
+
+def stages(turns: Sequence[Turn]) -> dict[str, float]:
+    """Wall time per event of each stage of a backlog, us; medians.
+
+    poll is the rest of the turn: its own time holds the standing still before, and the waiting after.
+    """
+    each = []
+    for turn in turns:
+        seconds = {name: turn.stages_s.get(name, 0.0) for name in STAGES}
+        seconds["poll"] = turn.seconds - sum(value for name, value in seconds.items() if name != "poll")
+        each.append({name: value / turn.events * 1e6 for name, value in seconds.items()})
+    return {name: statistics.median(one[name] for one in each) for name in STAGES}
+
+
+def ratio(
+    figures: Mapping[str, Figures],
+    name: str,
+    ours: str,
+    theirs: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> dict[str, Any]:
+    """One contender's figure over another's; `met` says whether it keeps the bar, if there is one."""
+    pairs = zip(figures[ours]["repeats"][name], figures[theirs]["repeats"][name], strict=True)
+    values = [one / max(other, 1e-9) for one, other in pairs]
+    value = statistics.median(values)
+    met = None
+    if at_least is not None:
+        met = value >= at_least
+    elif at_most is not None:
+        met = value <= at_most
+    bar = {"at_least": at_least} if at_least is not None else {"at_most": at_most} if at_most is not None else {}
+    return {"value": value, "least": min(values), "most": max(values), **bar, "met": met}
+
+
+def rows(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each contender under a line of names."""
+    names = [name for name in next(iter(table.values())) if name != "repeats"]
+    widths = [max(len(name), 9) for name in names]
+    head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
+    lines = [f"  {'':8}{head}"]
+    for label, figures in table.items():
+        cells = (_format(figures[name]).rjust(width) for name, width in zip(names, widths, strict=True))
+        lines.append(f"  {label:8}{'  '.join(cells)}")
+    return lines
+
+
+def verdicts(bars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each ratio."""
+    lines = []
+    for name, bar in bars.items():
+        sign, limit = (">=", bar["at_least"]) if "at_least" in bar else ("<=", bar.get("at_most"))
+        verdict = "" if limit is None else f"  bar {sign} {limit:g}: {'met' if bar['met'] else 'NOT MET'}"
+        lines.append(f"  {name:22}{bar['value']:6.2f} ({bar['least']:.2f} to {bar['most']:.2f}){verdict}")
+    return lines
+
+
+def _medians(each: Sequence[Mapping[str, float]]) -> Figures:
+    repeats = {name: [one[name] for one in each] for name in each[0]}
+    return {name: statistics.median(values) for name, values in repeats.items()} | {"repeats": repeats}
+
+
+def _format(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
