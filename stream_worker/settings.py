@@ -29,6 +29,8 @@ class KafkaSettings(BaseSettings):
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_exit_on_error=False,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
     )
 
     bootstrap: str = Field("localhost:9092", description="Kafka brokers, host:port, comma-separated.")

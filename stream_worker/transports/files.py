@@ -44,7 +44,7 @@ class FileTransport:
         self._offset = 0
         self._open = False
         self.exhausted = False
-        self._assigned = False
+        self._assigned = self._sought = False
         self._deliveries: list[Delivery] = []
 
     def open(self) -> None:
@@ -69,6 +69,8 @@ class FileTransport:
             self._assigned = True
             return Polled(assigned=[Assigned(0, 0, 0, 0)])
         lines: list[Line] = []
+        if not self._sought:
+            return Polled()
         while len(lines) < self._max_poll_records and not self.exhausted:
             value = self._events.readline()
             if not value:
@@ -81,6 +83,7 @@ class FileTransport:
     def seek(self, partition: int, offset: int) -> None:
         """See `Transport`; a file is read once, from the start."""
         assert offset == self._offset == 0
+        self._sought = True
 
     def position(self, partition: int) -> int:
         """See `Transport`."""

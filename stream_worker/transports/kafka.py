@@ -51,7 +51,7 @@ class KafkaTransport:
         self._rebalances: deque[tuple[str, list[int]]] = deque()  # written by the client's IO thread
         self._unresolved: list[int] = []  # assigned, positions not yet asked for
         self._next: dict[int, int] = {}  # of partitions that deliver: the offset after the last record delivered
-        self._joined = False
+        self._joined_at: float | None = None
         self._commits: list[Commit] = []
         self._fenced: KafkaError | None = None
 
@@ -190,10 +190,11 @@ class KafkaTransport:
     @property
     def contact_age_s(self) -> float:
         """See `Transport`; from the group's heartbeats, which go on while there is nothing to read."""
-        if self._consumer is None or not self._joined:
+        if self._consumer is None or self._joined_at is None:
             return math.inf
         metrics = self._consumer.metrics()["consumer-coordinator-metrics"]
-        return float(metrics["last-heartbeat-seconds-ago"])
+        since_joined_s = time.monotonic() - self._joined_at  # the first heartbeat comes a while later
+        return min(since_joined_s, float(metrics["last-heartbeat-seconds-ago"]))
 
     def lag(self) -> Mapping[int, int]:
         """See `Transport`."""
@@ -253,7 +254,7 @@ class KafkaTransport:
         while self._rebalances:
             kind, numbers = self._rebalances.popleft()
             if kind == "assigned":
-                self._joined = True
+                self._joined_at = time.monotonic()
                 self._unresolved += numbers
             else:
                 revoked += numbers

@@ -1,0 +1,231 @@
+"""One contract over memory, files and a real Kafka."""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.broker import Broker
+from stream_worker.settings import Settings, TopicsSettings
+from stream_worker.topics import check_topics
+from stream_worker.transports.base import Delivery, Record, Topic, Transport
+from stream_worker.transports.files import FileTransport
+from stream_worker.transports.kafka import KafkaTransport
+from stream_worker.transports.memory import MemoryLog, MemoryTransport
+
+DEADLINE_S = 30
+EVENTS = [b'{"user": "u%d", "item": "i"}' % number for number in range(7)]
+
+
+class Rig(ABC):
+    """A transport, and a way to see both ends of it."""
+
+    transport: Transport
+
+    @abstractmethod
+    def published(self, topic: Topic) -> Sequence[tuple[bytes | None, bytes | None]]:
+        """(key, value) of what arrived, as far as the transport keeps them."""
+
+    @abstractmethod
+    def reopen(self) -> Transport:
+        """Close, and open a new one on the same log and group."""
+
+
+class MemoryRig(Rig):
+    def __init__(self) -> None:
+        self.log = MemoryLog()
+        for value in EVENTS:
+            self.log.append(value, b"u")
+        self.transport = MemoryTransport(self.log, max_poll_records=3)
+
+    def published(self, topic: Topic) -> Sequence[tuple[bytes | None, bytes | None]]:
+        return [(record.key, record.value) for record in self.log.topics[topic]]
+
+    def reopen(self) -> Transport:
+        self.transport.close()
+        self.transport = MemoryTransport(self.log, max_poll_records=3)
+        self.transport.open()
+        return self.transport
+
+
+class FileRig(Rig):
+    def __init__(self, directory: Path) -> None:
+        self.paths = directory / "events.jsonl", directory / "lists.jsonl"
+        self.paths[0].write_bytes(b"\n".join(EVENTS))
+        self.transport = FileTransport(*self.paths, max_poll_records=3)
+
+    def published(self, topic: Topic) -> Sequence[tuple[bytes | None, bytes | None]]:
+        self.transport.flush(1)
+        path = self.paths[1] if topic is Topic.RECOMMENDATIONS else self.paths[1].with_name("lists.jsonl.rejected")
+        return [(None, line) for line in path.read_bytes().splitlines()]
+
+    def reopen(self) -> Transport:
+        self.transport.close()
+        self.transport = FileTransport(*self.paths, max_poll_records=3)
+        self.transport.open()
+        return self.transport
+
+
+class KafkaRig(Rig):
+    def __init__(self, broker: Broker, unique: Callable[[str], str]) -> None:
+        from kafka import KafkaProducer
+
+        names: dict[str, Any] = {
+            "bootstrap": broker.bootstrap,
+            "events_topic": unique("events"),
+            "recommendations_topic": unique("recommendations"),
+            "rejected_topic": unique("rejected"),
+        }
+        check_topics(TopicsSettings(create=True, partitions=1, **names))
+        producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+        for value in EVENTS:
+            producer.send(names["events_topic"], value, b"u").get(DEADLINE_S)
+        producer.close()
+        self.settings = Settings(
+            bundle=Path(), group=unique("group"), max_poll_records=3, session_timeout_s=10, **names
+        )
+        self.transport = KafkaTransport(self.settings)
+
+    def published(self, topic: Topic) -> Sequence[tuple[bytes | None, bytes | None]]:
+        from kafka import KafkaConsumer, TopicPartition
+
+        s = self.settings
+        name = s.recommendations_topic if topic is Topic.RECOMMENDATIONS else s.rejected_topic
+        consumer = KafkaConsumer(bootstrap_servers=s.bootstrap)
+        partition = TopicPartition(name, 0)
+        consumer.assign([partition])
+        consumer.seek(partition, 0)
+        end = consumer.end_offsets([partition])[partition]
+        found: list[tuple[bytes | None, bytes | None]] = []
+        while len(found) < end:
+            found += [(one.key, one.value) for batch in consumer.poll(timeout_ms=100).values() for one in batch]
+        consumer.close()
+        return found
+
+    def reopen(self) -> Transport:
+        self.transport.close()
+        self.transport = KafkaTransport(self.settings)
+        self.transport.open()
+        return self.transport
+
+
+@pytest.fixture(params=["memory", "files", "kafka"])
+def rig(request: pytest.FixtureRequest, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Rig]:
+    """Each transport, open."""
+    rig: Rig
+    match request.param:
+        case "memory":
+            rig = MemoryRig()
+        case "files":
+            rig = FileRig(tmp_path)
+        case _:
+            rig = KafkaRig(request.getfixturevalue("broker"), unique)
+    rig.transport.open()
+    yield rig
+    rig.transport.close()
+
+
+def until(transport: Transport, done: Callable[[list[Record]], bool], start: int | None = None) -> list[Record]:
+    """Poll until `done` of what came; seek new partitions to `start`, or to where the group is."""
+    records: list[Record] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while not done(records):
+        assert time.monotonic() < deadline, f"only {len(records)} records came"
+        polled = transport.poll(0.05)
+        for one in polled.assigned:
+            transport.seek(one.partition, (one.committed or 0) if start is None else start)
+        assert all(len(batch) for batch in polled.records.values())
+        records += [record for batch in polled.records.values() for record in batch]
+    return records
+
+
+def delivered(transport: Transport, count: int) -> list[Delivery]:
+    """The next `count` deliveries."""
+    found: list[Delivery] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while len(found) < count:
+        assert time.monotonic() < deadline, f"only {len(found)} deliveries came"
+        transport.poll(0.01)
+        found += transport.deliveries()
+    return found
+
+
+def test_records_come_whole_in_order_and_no_more_than_asked_for(rig: Rig) -> None:
+    records = until(rig.transport, lambda records: len(records) == len(EVENTS))
+    assert [record.offset for record in records] == list(range(len(EVENTS)))
+    assert [record.value.strip() for record in records if record.value] == EVENTS
+    assert rig.transport.partitions == 1
+    assert rig.transport.position(0) >= len(EVENTS)
+    assert rig.transport.lag()[0] == 0
+    assert rig.transport.contact_age_s < DEADLINE_S
+
+
+def test_every_published_record_is_delivered_back_once(rig: Rig) -> None:
+    until(rig.transport, lambda records: len(records) == len(EVENTS))
+    tokens = [object() for _ in range(20)]
+    for number, token in enumerate(tokens):
+        rig.transport.publish(Topic.RECOMMENDATIONS, b"u", b'{"n":%d}' % number, token)
+    found = delivered(rig.transport, len(tokens))
+    assert {id(one.token) for one in found} == {id(token) for token in tokens}
+    assert not any(one.failed for one in found)
+    assert rig.transport.in_flight == 0
+    assert rig.transport.writable
+    values = [value for _, value in rig.published(Topic.RECOMMENDATIONS)]
+    assert values == [b'{"n":%d}' % number for number in range(20)]
+
+
+def test_a_tombstone_and_a_rejected_event_keep_what_they_must(rig: Rig) -> None:
+    until(rig.transport, lambda records: len(records) == len(EVENTS))
+    rig.transport.publish(Topic.RECOMMENDATIONS, b"u1", None, "tombstone")
+    rig.transport.publish(Topic.REJECTED, b"u1", b"{bad", "reject", [("why", b"not_json")])
+    assert {one.token for one in delivered(rig.transport, 2)} == {"tombstone", "reject"}
+    ((_, tombstone),) = rig.published(Topic.RECOMMENDATIONS)
+    ((_, reject),) = rig.published(Topic.REJECTED)
+    assert tombstone is None or json.loads(tombstone) == {"user": "u1", "items": None}
+    assert reject is not None
+    assert b"{bad" in reject
+
+
+def test_flush_waits_for_what_is_in_flight(rig: Rig) -> None:
+    until(rig.transport, lambda records: len(records) == len(EVENTS))
+    for number in range(100):
+        rig.transport.publish(Topic.RECOMMENDATIONS, b"u", b"{}", number)
+    rig.transport.flush(DEADLINE_S)
+    assert sorted(one.token for one in rig.transport.deliveries()) == list(range(100))
+
+
+def test_a_commit_is_reported_and_found_by_the_next_owner(rig: Rig) -> None:
+    if isinstance(rig, FileRig):
+        pytest.skip("a file is always read from its start")
+    until(rig.transport, lambda records: len(records) >= 4)
+    rig.transport.commit({0: 4})
+    found: list[Any] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while not found:
+        assert time.monotonic() < deadline
+        rig.transport.poll(0.01)
+        found += rig.transport.commits()
+    assert found == [({0: 4}, None)]
+    assert rig.transport.commit_now({0: 5}, DEADLINE_S)
+    records = until(rig.reopen(), lambda records: len(records) == 2)
+    assert [record.offset for record in records] == [5, 6]
+
+
+def test_nothing_is_delivered_before_seek(rig: Rig) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    assigned: list[Any] = []
+    while not assigned:
+        assert time.monotonic() < deadline
+        polled = rig.transport.poll(0.05)
+        assert not polled.records
+        assigned += polled.assigned
+    (one,) = assigned
+    assert (one.partition, one.start, one.committed if isinstance(rig, KafkaRig) else None) == (0, 0, None)
+    for _ in range(5):
+        assert not rig.transport.poll(0.02).records
+    rig.transport.seek(0, 0)
+    assert len(until(rig.transport, lambda records: len(records) == len(EVENTS))) == len(EVENTS)
