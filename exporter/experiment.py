@@ -179,9 +179,9 @@ def _print_figures(console: Console, name: str, events: int, kept: int, figures:
     table = Table("", "HR@10", "NDCG@10", "MRR", title=title, title_justify="left")
     for label, prefix in (
         (name, ""),
-        ("popularity", "popularity_"),
-        (f"{name}, {kept} events kept", "served_"),
-        (f"popularity, {kept} events kept", "served_popularity_"),
+        ("popularity baseline", "popularity_"),
+        (f"{name}, served ({kept} events kept)", "served_"),
+        ("popularity baseline, served", "served_popularity_"),
     ):
         table.add_row(label, *(f"{figures[prefix + metric]:.3f}" for metric in ("hr@10", "ndcg@10", "mrr")))
     console.print(table)

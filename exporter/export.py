@@ -127,9 +127,9 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
     # B of the example is neither 1, which would be frozen, nor another axis's size.
     feeds = random_feeds(np.random.default_rng(0), graph.k, 3, min(2, length), 4, [1])
     arguments = [torch.from_numpy(feeds[name]) for name in graph.feeds] + list(tensors.values())
-    dims = {"B": Dim("B", min=1), "L": Dim("L", min=1, max=length), "N": Dim("N", min=graph.k), "X": Dim("X", min=0)}
-    if length == 1:
-        del dims["L"]  # an axis of one size is a constant
+    dims = {"B": Dim("B", min=1), "N": Dim("N", min=graph.k), "X": Dim("X", min=0)}
+    if length > 1:  # an axis of one size is a constant
+        dims["L"] = Dim("L", min=1, max=length)
     axes = [_axes(name, argument) for name, argument in zip(graph.inputs, arguments, strict=True)]
     dynamic = tuple({place: dims[axis] for place, axis in enumerate(shape) if axis in dims} for shape in axes)
     with _quiet():
@@ -153,7 +153,8 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
     _strip(model)
     onnx.checker.check_model(model)
     onnx.save(model, path)
-    used = {name for node in model.graph.node for name in node.input}
+    # B may be taken from the shape of any input, which is no use of it.
+    used = {name for node in model.graph.node if node.op_type != "Shape" for name in node.input}
     inputs = [_entry(value) for value in model.graph.input]
     for entry, shape in zip(inputs, axes, strict=True):
         if entry.name not in used:

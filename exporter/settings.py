@@ -46,7 +46,7 @@ class TrainSettings(BaseSettings):
     length: int = Field(50, ge=1, le=1024, description="Newest events of a user that the model sees (L).")
     dim: int = Field(64, ge=2, le=1024, multiple_of=2, description="Size of an item vector (D).")
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of activations dropped in training.")
-    learning_rate: float = Field(1e-3, gt=0, lt=1, description="Step size of AdamW.")
+    learning_rate: float = Field(3e-3, gt=0, lt=1, description="Step size of AdamW.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")
     batch_size: int = Field(32, ge=1, le=65536, description="Windows of histories in a training batch.")
     max_epochs: int = Field(100, ge=1, description="Most passes over the training events.")

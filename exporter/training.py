@@ -37,7 +37,7 @@ class Recipe:
 
     seed: int = 0
     batch: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
     clip: float = 5.0
     max_epochs: int = 100

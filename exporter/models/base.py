@@ -51,7 +51,7 @@ class Plan:
     counts_N: Tensor
     length: int = 50
     dim: int = 64
-    dropout: float = 0.2
+    dropout: float = 0.3
 
 
 class Recommender(nn.Module, ABC):

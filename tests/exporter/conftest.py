@@ -1,6 +1,5 @@
 """Small data, and each model of the zoo exported once."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,10 +54,10 @@ def model(request: pytest.FixtureRequest) -> Recommender:
 
 
 @pytest.fixture(scope="session")
-def bundle(model: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+def bundle(model: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """That model, exported and loaded as a worker loads it."""
     out = tmp_path_factory.mktemp(model.name)
-    yield Bundle(write_bundle(out, model, catalogue(), serving(), NOW))
+    return Bundle(write_bundle(out, model, catalogue(), serving(), NOW))
 
 
 def write_events(path: Path, seed: int = 0, users: int = 60, per_user: int = 12, items: int = 31) -> Path:

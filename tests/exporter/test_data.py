@@ -156,7 +156,7 @@ def test_an_unusable_file_is_refused_in_one_line(tmp_path: Path, name: str, cont
 def test_a_named_action_column_must_be_there(tmp_path: Path) -> None:
     path = tmp_path / "events.csv"
     path.write_text(f"user,item,time\nu,i,{AT}\n")
-    with pytest.raises(DataError, match="no column 'did'.*--action-column"):
+    with pytest.raises(DataError, match=r"no column 'did'.*--action-column"):
         load_events(path, Columns(action="did"))
 
 

@@ -28,7 +28,7 @@ def scorer(feeds: Feeds) -> NDArray[np.float64]:
     """Scores with many ties, of every feed, whatever the padding."""
     weight = (feeds["history_items"] + 1) * (feeds["history_actions"] + 1) + feeds["history_times"] // 1000
     weight = np.where(feeds["history_items"] >= 0, weight, 0).sum(axis=1) + feeds["now"] // 1000
-    scores_BN = ((weight[:, None] * 7 + np.arange(N) * 13) % 11).astype(np.float64)
+    scores_BN: NDArray[np.float64] = ((weight[:, None] * 7 + np.arange(N) * 13) % 11).astype(np.float64)
     for user, excluded in enumerate(feeds["excluded_items"]):
         scores_BN[user, excluded[excluded >= 0]] = -np.inf
     return scores_BN

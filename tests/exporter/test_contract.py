@@ -1,0 +1,170 @@
+"""The model contract, held by every model of the zoo through the graph that a worker runs.
+
+Axes: B users, L history length, N items, X excluded items, K list length.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from exporter.histories import Feeds
+from exporter.models import Recommender
+from exporter.parity import random_feeds
+from stream_worker.bundle import Bundle, create_session
+from stream_worker.manifest import MODEL
+from tests.exporter.conftest import CODES, LENGTH, K, N
+
+USERS = 7
+HIDDEN = float("-inf")
+
+
+def feeds_of(seed: int, excluded: int = 8, length: int = LENGTH) -> Feeds:
+    """Random users, among them one without history and one with a full one."""
+    return random_feeds(np.random.default_rng(seed), N, USERS, length, excluded, list(CODES.values()))
+
+
+def run(bundle: Bundle, feeds: Feeds, tensors: Feeds | None = None) -> Feeds:
+    """Run the graph on the bundle's items, or on these."""
+    session = create_session(bundle.path / MODEL)
+    given = feeds | (bundle.items.tensors if tensors is None else tensors)
+    names = [node.name for node in session.get_outputs()]
+    return dict(zip(names, session.run(names, {n.name: given[n.name] for n in session.get_inputs()}), strict=True))
+
+
+def same_lists(one: Feeds, other: Feeds) -> None:
+    """Equal scores, and equal items wherever no neighbour has the same score."""
+    np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-4, atol=1e-4)
+    gap_BK = np.abs(np.diff(np.nan_to_num(one["scores"], neginf=-1e9), axis=1))
+    apart_BK = np.pad(gap_BK, ((0, 0), (1, 0)), constant_values=1) > 1e-3
+    apart_BK &= np.pad(gap_BK, ((0, 0), (0, 1)), constant_values=0) > 1e-3  # the last may tie with one off the list
+    apart_BK &= np.isfinite(one["scores"])
+    assert (one["items"] == other["items"])[apart_BK].all()
+
+
+def rows_of(outputs: Feeds, users: Any) -> Feeds:
+    return {name: array[users] for name, array in outputs.items()}
+
+
+def test_a_user_gets_the_same_list_alone_in_any_batch_and_with_any_padding(bundle: Bundle, seed: int) -> None:
+    feeds = feeds_of(seed)
+    together = run(bundle, feeds)
+    order = np.random.default_rng(seed).permutation(USERS)
+    same_lists(rows_of(together, order), run(bundle, rows_of(feeds, order)))
+    for user in range(USERS):
+        alone = rows_of(feeds, slice(user, user + 1))
+        same_lists(rows_of(together, slice(user, user + 1)), run(bundle, alone))
+        for length in range(max(1, int((alone["history_items"] >= 0).sum())), LENGTH):
+            short = {name: a[:, -length:] if name.startswith("history_") else a for name, a in alone.items()}
+            same_lists(rows_of(together, slice(user, user + 1)), run(bundle, short))
+        wide = np.pad(alone["excluded_items"], ((0, 0), (0, 24)), constant_values=-1)
+        same_lists(rows_of(together, slice(user, user + 1)), run(bundle, alone | {"excluded_items": wide}))
+
+
+@pytest.mark.parametrize("length", [1, 3, LENGTH])
+def test_nothing_is_nan_and_lists_are_full_and_sorted(bundle: Bundle, seed: int, length: int) -> None:
+    outputs = run(bundle, feeds_of(seed, length=length))
+    assert outputs["items"].shape == outputs["scores"].shape == (USERS, K)
+    assert outputs["items"].dtype == np.int64
+    assert outputs["scores"].dtype == np.float32
+    assert np.isfinite(outputs["scores"]).all()
+    assert (np.diff(outputs["scores"], axis=1) <= 0).all()
+    assert all(len(set(row)) == K for row in outputs["items"].tolist())
+
+
+def test_an_empty_history_gets_a_list(bundle: Bundle) -> None:
+    feeds = feeds_of(0, excluded=1)
+    feeds["history_items"][:], feeds["excluded_items"][:] = -1, -1
+    outputs = run(bundle, feeds)
+    assert np.isfinite(outputs["scores"]).all()
+    assert (outputs["items"] == outputs["items"][0]).all()
+    if "because" in outputs:
+        assert (outputs["because"] == -1).all()
+
+
+def test_excluded_items_are_never_recommended(bundle: Bundle, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    feeds = feeds_of(seed)
+    feeds["excluded_items"] = np.stack([rng.permutation(N)[: N - 3] for _ in range(USERS)]).astype(np.int32)
+    outputs = run(bundle, feeds)
+    for items, scores, excluded in zip(outputs["items"], outputs["scores"], feeds["excluded_items"], strict=True):
+        assert np.isfinite(scores).tolist() == [True] * 3 + [False] * (K - 3)
+        assert set(items[:3].tolist()) == set(range(N)) - set(excluded.tolist())
+        assert (scores[3:] == HIDDEN).all()
+
+
+def test_row_0_is_excluded_beside_padding_and_padding_excludes_nothing(bundle: Bundle) -> None:
+    feeds = feeds_of(0)
+    tensors = {name: tensor.copy() for name, tensor in bundle.items.tensors.items()}
+    tensors["item_bias"][0] = 1000  # so row 0 is first wherever it may be
+    outside = [[0, -1], [-1, 0], [0, 0], [-1, -1], [N, -1], [N + 5, -7], [0, N]]
+    feeds["excluded_items"] = np.array(outside, np.int32)
+    first = run(bundle, feeds, tensors)["items"][:, 0]
+    assert (first == 0).tolist() == [0 not in row for row in outside]
+
+
+def test_rows_without_an_item_at_the_end_are_never_recommended(bundle: Bundle, seed: int) -> None:
+    feeds = feeds_of(seed)
+    tail = {name: entry.fill_value for name, entry in bundle.manifest.resident.items()}
+    longer = {
+        name: np.concatenate([tensor, np.full((9, *tensor.shape[1:]), tail[name], tensor.dtype)])
+        for name, tensor in bundle.items.tensors.items()
+    }
+    same_lists(run(bundle, feeds), run(bundle, feeds, longer))
+
+
+def test_an_item_row_changed_at_run_time_counts(bundle: Bundle, seed: int) -> None:
+    feeds = feeds_of(seed)
+    feeds["excluded_items"][:] = -1
+    before = run(bundle, feeds)
+    tensors = {name: tensor.copy() for name, tensor in bundle.items.tensors.items()}
+    lifted, hidden = int(before["items"][0, -1]), int(before["items"][0, 0])
+    tensors["item_bias"][lifted] += 1000
+    tensors["item_bias"][hidden] = HIDDEN
+    after = run(bundle, feeds, tensors)
+    assert (after["items"][:, 0] == lifted).all()
+    assert not (after["items"] == hidden).any()
+
+
+def test_a_changed_vector_changes_the_users_who_saw_the_item(bundle: Bundle, seed: int) -> None:
+    if "item_vectors" not in bundle.items.tensors:
+        pytest.skip("the model has no item vectors")
+    feeds = feeds_of(seed)
+    tensors = {name: tensor.copy() for name, tensor in bundle.items.tensors.items()}
+    changed = int(feeds["history_items"][-1, -1])
+    tensors["item_vectors"][changed] *= -3
+    tensors["item_bias"][changed] = HIDDEN  # so that only the history can show it
+    same_bias = {**bundle.items.tensors, "item_bias": tensors["item_bias"]}
+    before, after = run(bundle, feeds, same_bias), run(bundle, feeds, tensors)
+    saw = (feeds["history_items"] == changed).any(axis=1)
+    moved = np.abs(before["scores"] - after["scores"]).max(axis=1) > 1e-3
+    assert moved[-1]
+    assert not moved[~saw].any()
+
+
+def test_because_names_a_column_of_the_history(bundle: Bundle, model: Recommender, seed: int) -> None:
+    if not model.explains:
+        pytest.skip("the model does not explain")
+    feeds = feeds_of(seed)
+    outputs = run(bundle, feeds)
+    history_BL, vectors_ND = feeds["history_items"], bundle.items.tensors["item_vectors"]
+    for user, (items, because) in enumerate(zip(outputs["items"], outputs["because"], strict=True)):
+        history: NDArray[np.int32] = history_BL[user]
+        if not (history >= 0).any():
+            assert (because == -1).all()
+            continue
+        for item, column in zip(items, because, strict=True):
+            products = np.where(history >= 0, vectors_ND[np.maximum(history, 0)] @ vectors_ND[item], HIDDEN)
+            assert history[column] >= 0
+            assert products[column] == pytest.approx(products.max(), rel=1e-4, abs=1e-4)
+
+
+def test_no_item_has_no_reason(bundle: Bundle, model: Recommender) -> None:
+    if not model.explains:
+        pytest.skip("the model does not explain")
+    feeds = feeds_of(0)
+    feeds["excluded_items"] = np.tile(np.arange(N, dtype=np.int32), (USERS, 1))
+    outputs = run(bundle, feeds)
+    assert (outputs["scores"] == HIDDEN).all()
+    assert (outputs["because"] == -1).all()

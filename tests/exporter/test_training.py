@@ -1,0 +1,112 @@
+"""Training on data with a known right answer."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from rich.console import Console
+
+from exporter.data import Columns, load_events
+from exporter.evaluation import hit_rate, prequential, scorer_of
+from exporter.histories import Horizon, Log
+from exporter.models import Plan, create
+from exporter.training import Course, Recipe, batches_of, fit, refit, seed_everything
+from stream_worker.errors import DataError
+from tests.exporter.conftest import write_events
+
+pytestmark = pytest.mark.train
+
+ITEMS = 31
+HORIZON = Horizon(length=10)
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    """The items in a circle."""
+    path = write_events(tmp_path_factory.mktemp("data") / "events.csv", users=200, items=ITEMS)
+    events, _ = load_events(path, Columns())
+    return Log.of(events, [f"i{row}" for row in range(ITEMS)], {"view": 1}, [])
+
+
+def trained(log: Log, path: Path, seed: int, **recipe: float) -> tuple[torch.nn.Module, Course]:
+    seed_everything(seed)
+    counts_N = torch.from_numpy(np.bincount(log.item_E, minlength=ITEMS))
+    model = create("sasrec", Plan(counts_N, length=10, dim=32, dropout=0.1))
+    settings = Recipe(seed=seed, learning_rate=0.005, **recipe)  # type: ignore[arg-type]
+    return model, fit(model, log, int(len(log) * 0.9), HORIZON, settings, path / "best.pt", QUIET)
+
+
+def test_sasrec_learns_the_circle_and_popularity_cannot(log: Log, tmp_path: Path) -> None:
+    test = int(len(log) * 0.8)
+    model, course = trained(log[:test], tmp_path, 0, max_epochs=40, patience=10)
+    events_R = np.arange(test, len(log))
+    rank_R = prequential(scorer_of(model), log, events_R, HORIZON)  # type: ignore[arg-type]
+    counts_N = torch.from_numpy(np.bincount(log.item_E[:test], minlength=ITEMS))
+    popularity = prequential(scorer_of(create("popularity", Plan(counts_N))), log, events_R, HORIZON)
+    assert hit_rate(rank_R, 1) > 0.95
+    assert hit_rate(popularity, 1) < 0.2
+    assert course.losses[-1] < course.losses[0] / 2
+
+
+def test_the_weights_of_the_best_epoch_are_kept(log: Log, tmp_path: Path) -> None:
+    model, course = trained(log, tmp_path, 0, max_epochs=4, patience=4)
+    assert len(course.ndcgs) == len(course.losses) == 4
+    assert course.ndcgs[course.best - 1] == max(course.ndcgs)
+    saved = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+def test_it_stops_when_validation_gets_no_better(log: Log, tmp_path: Path) -> None:
+    _, course = trained(log, tmp_path, 0, max_epochs=200, patience=2)
+    assert len(course.ndcgs) == course.best + 2 < 200
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others(log: Log, tmp_path: Path) -> None:
+    one, again, other = (trained(log, tmp_path, seed, max_epochs=2)[0].state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in ("items_ND", "positions_LD"))
+
+
+def test_time_is_limited(log: Log, tmp_path: Path) -> None:
+    _, course = trained(log, tmp_path, 0, max_epochs=10_000, patience=10_000, max_minutes=0.5 / 60)
+    assert course.best >= 1
+    assert course.seconds < 20
+
+
+def test_refit_trains_for_so_many_epochs(log: Log) -> None:
+    seed_everything(0)
+    plan = Plan(torch.ones(ITEMS, dtype=torch.int64), length=10, dim=16)
+    model, untrained = create("sasrec", plan), create("sasrec", plan)
+    refit(model, log, 10, 0, Recipe(), QUIET)
+    refit(model, log, 10, 1, Recipe(), QUIET)
+    assert not torch.equal(model.item_tensors()["item_vectors"], untrained.item_tensors()["item_vectors"])
+
+
+def test_a_model_without_parameters_is_not_trained(log: Log, tmp_path: Path) -> None:
+    model = create("popularity", Plan(torch.ones(ITEMS, dtype=torch.int64)))
+    course = fit(model, log, 10, HORIZON, Recipe(), tmp_path / "best.pt", QUIET)
+    assert (course.best, course.losses) == (0, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
+    events = pl.DataFrame({"user": ["a", "b"], "item": ["x", "x"], "action": ["hide"] * 2, "time": [10**12, 10**12]})
+    log = Log.of(events, ["x"], {"view": 1}, ["hide"])
+    with pytest.raises(DataError, match="none is left to train on"):
+        trained(log, tmp_path, 0)
+
+
+def test_a_batch_pairs_each_event_with_the_next_and_the_empty_history_with_the_first(log: Log) -> None:
+    feeds, target_BL = next(batches_of(log, 50, 16, np.random.default_rng(0)))
+    history_BL = feeds["history_items"]
+    assert history_BL.dtype == torch.int32
+    assert target_BL.dtype == torch.int64
+    assert history_BL.shape[1] == 12, "as wide as 11 events before a last one, and a column before them"
+    both = (history_BL >= 0) & (target_BL >= 0)
+    assert torch.equal((history_BL[both] + 1) % ITEMS, target_BL[both])
+    assert ((target_BL >= 0).sum(1) - (history_BL >= 0).sum(1)).abs().max() <= 1
+    first = (history_BL < 0) & (target_BL >= 0)
+    assert (first.sum(1) == 1).all()
