@@ -116,17 +116,19 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
     checkpoint = settings.out / f".{settings.model}.checkpoint.pt"
 
     model = _new_model(experiment, settings, experiment.validation)
+    if not list(model.parameters()):
+        return _new_model(experiment, settings, experiment.test)  # it only counts: there is nothing to stop early
     course = fit(model, training, experiment.validation, _served(settings), recipe, checkpoint, console)
-    if course.best:
-        console.print(
-            f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
-            f"validation NDCG@10 {course.ndcgs[course.best - 1]:.4f}"
-        )
+    console.print(
+        f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
+        f"validation NDCG@10 {course.ndcgs[course.best - 1]:.4f}"
+    )
     if settings.refit:
-        model = _new_model(experiment, settings, experiment.test)
-        seconds = refit(model, training, settings.length, course.best, recipe, console)
-        if course.best:
-            console.print(f"refit with the validation events: {seconds:.0f} s")
+        whole = _new_model(experiment, settings, experiment.test)
+        if refit(whole, training, settings.length, course.best, recipe, console):
+            model = whole
+        else:
+            console.print("refit: out of time; the model of the best epoch is kept, without the validation events")
     checkpoint.unlink(missing_ok=True)
     return model
 

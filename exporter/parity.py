@@ -49,7 +49,8 @@ def check_parity(graph: Graph, model_path: Path, length: int, largest_batch: int
             if problem:
                 raise BundleError(
                     f"export of {graph.model.name!r}: ONNX Runtime and torch disagree, {problem} ({case}, worst "
-                    f"difference of a score {difference:.2g}). Nothing is written. docs: traps of the export."
+                    f"difference of a score {difference:.2g}). Nothing is written. "
+                    "exporter/models/base.py names what a model must not do."
                 )
     return worst
 

@@ -96,23 +96,26 @@ def fit(
     return course
 
 
-def refit(model: Recommender, log: Log, length: int, epochs: int, recipe: Recipe, console: Console) -> float:
-    """Train a new model in place on all of the log for so many epochs. Returns the seconds it took.
+def refit(model: Recommender, log: Log, length: int, epochs: int, recipe: Recipe, console: Console) -> bool:
+    """Train a new model in place on all of the log for so many epochs.
+
+    Returns:
+        Whether it got there; False if `max_minutes` cut it short, and the model is a torso.
 
     Raises:
         DataError: there is nothing to fit, or the loss is not finite.
     """
     started = time.monotonic()
-    if not epochs:
-        return 0.0
     limited = replace(recipe, max_epochs=epochs)
     deadline = _deadline(started, recipe)
     with _progress(console) as progress:
         for epoch, loss in enumerate(_epochs(model, log, length, limited, deadline, progress), start=1):
             _tell(console, progress, f"refit {epoch}/{epochs}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
-            if epoch == epochs or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
+                return False
+            if epoch == epochs:
                 break
-    return time.monotonic() - started
+    return True
 
 
 def _epochs(

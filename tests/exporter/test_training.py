@@ -1,5 +1,6 @@
 """Training on data with a known right answer."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from rich.console import Console
 from exporter.data import Columns, load_events
 from exporter.evaluation import hit_rate, prequential, scorer_of
 from exporter.histories import Horizon, Log
-from exporter.models import Plan, create
+from exporter.models import Plan, Recommender, create
 from exporter.training import Course, Recipe, batches_of, fit, refit, seed_everything
 from stream_worker.errors import DataError
 from tests.exporter.conftest import write_events
@@ -76,12 +77,16 @@ def test_time_is_limited(log: Log, tmp_path: Path) -> None:
     assert course.seconds < 20
 
 
+def untrained_copy(model: Recommender) -> Recommender:
+    return copy.deepcopy(model)
+
+
 def test_refit_trains_for_so_many_epochs(log: Log) -> None:
     seed_everything(0)
     plan = Plan(torch.ones(ITEMS, dtype=torch.int64), length=10, dim=16)
     model, untrained = create("sasrec", plan), create("sasrec", plan)
-    refit(model, log, 10, 0, Recipe(), QUIET)
-    refit(model, log, 10, 1, Recipe(), QUIET)
+    assert not refit(untrained_copy(model), log, 10, 100_000, Recipe(max_minutes=0.1 / 60), QUIET), "out of time"
+    assert refit(model, log, 10, 1, Recipe(), QUIET)
     assert not torch.equal(model.item_tensors()["item_vectors"], untrained.item_tensors()["item_vectors"])
 
 
