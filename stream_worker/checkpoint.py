@@ -18,6 +18,7 @@ class Owned:
     next_offset: int  # after all records folded, skipped or rejected
     committed: int  # what the log has accepted, -1 for nothing
     assigned_at: float  # monotonic
+    timestamp: int = 0  # Kafka timestamp of the last record, epoch ms
     restoring: bool = True  # until all events before `restore_until` are folded
     catching_up: bool = False  # its records are old, and many are waiting
 

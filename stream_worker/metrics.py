@@ -27,17 +27,24 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 class Metrics:
     """All metrics of one worker, on a registry of its own."""
 
-    def __init__(self, variant: str = "a") -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.variant = variant
+
+        self.catalogue: list[tuple[str, str, tuple[str, ...], str]] = []  # name, type, labels, help: docs/metrics.md
+
+        def note(name: str, kind: str, labels: tuple[str, ...], text: str) -> None:
+            self.catalogue.append((f"{PREFIX}_{name}", kind, labels, text))
 
         def counter(name: str, text: str, *labels: str) -> Counter:
+            note(f"{name}_total", "counter", labels, text)
             return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
+            note(name, "gauge", labels, text)
             return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            note(name, "histogram", labels, text)
             return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
         self.event_to_list = histogram(
@@ -63,6 +70,9 @@ class Metrics:
         self.state_bytes = gauge("state_bytes", "Bytes of the state slabs.")
         self.pending_users = gauge("pending_users", "Users with events that no list covers yet.")
         self.publish_failures = counter("publish_failures", "Records not acknowledged in time and made anew.", "topic")
+        self.checkpoint_seconds = histogram(
+            "checkpoint_seconds", "From the start of a commit of positions to its acceptance.", LATENCY_BUCKETS
+        )
         self.checkpoint_failures = counter("checkpoint_failures", "Commits of positions that failed.", "cause")
         self.checkpoint_age = gauge("checkpoint_age_seconds", "Time since the last accepted commit of positions.")
         self.restore_seconds = histogram(
@@ -70,7 +80,7 @@ class Metrics:
         )
         self.restoring = gauge("restoring", "1 while the partition's state is being rebuilt.", "partition")
         self.rebalances = counter("rebalances", "Changes of the assignment.")
-        self.in_flight_records = gauge("in_flight_records", "Records produced and not yet acknowledged.")
+        self.in_flight_bytes = gauge("in_flight_bytes", "Keys and values produced and not yet acknowledged.")
         self.model_info = gauge("model_info", "1 for the model that is served.", "model", "variant", "device")
         self.model_age = gauge("model_age_seconds", "Time since the model was exported.")
         self.item_rows = gauge("item_rows", "Items the model knows.")

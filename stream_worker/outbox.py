@@ -34,6 +34,11 @@ class Sent:
     applied_offset: int = -1  # the last event it answers
     headers: list[tuple[str, bytes]] = field(default_factory=list)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of key and value."""
+        return len(self.key or b"") + len(self.value or b"")
+
 
 class Outbox:
     """Publishes through the transport and remembers until the acknowledgement.
@@ -48,6 +53,7 @@ class Outbox:
     def __init__(self, transport: Transport, metrics: Metrics, model: str, variant: str, max_in_flight: int) -> None:
         self._transport = transport
         self._max_in_flight = max_in_flight
+        self.nbytes = 0  # of keys and values that are not acknowledged
         self._outstanding: set[Sent] = set()
         self._resend: list[Sent] = []
         self._lists = metrics.lists.labels(model=model, variant=variant)
@@ -66,6 +72,7 @@ class Outbox:
     def send(self, sent: Sent) -> None:
         """Publish, and remember."""
         self._outstanding.add(sent)
+        self.nbytes += sent.nbytes
         self._transport.publish(sent.topic, sent.key, sent.value, sent, sent.headers)
 
     def resend(self) -> None:
@@ -83,6 +90,7 @@ class Outbox:
             if sent not in self._outstanding:
                 continue  # its partition is no longer ours
             self._outstanding.discard(sent)
+            self.nbytes -= sent.nbytes
             if has_failed:
                 self._failures[sent.topic].inc()
                 (failed if sent.mark else self._resend).append(sent)
@@ -100,6 +108,7 @@ class Outbox:
         """Forget what concerns a partition that is no longer ours."""
         self._outstanding = {sent for sent in self._outstanding if sent.state is not state}
         self._resend = [sent for sent in self._resend if sent.state is not state]
+        self.nbytes = sum(sent.nbytes for sent in self._outstanding)
 
     def __iter__(self) -> Iterator[Sent]:
         """All that is not acknowledged."""

@@ -6,7 +6,7 @@ serves marked users, oldest first. A list that fails to arrive marks its user ag
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -95,6 +95,7 @@ class Pipeline:
         self.marked: dict[tuple[int, str], Mark] = {}  # insertion order: whose first event came first
         self._stalled = False  # users are marked, but nothing may be sent
         self._checkpoint_at = self._committed_at = time.monotonic()
+        self._committing_since: float | None = None
 
     def step(self, timeout_s: float) -> None:
         """Everything once, in the order of the eight verbs. Waits for records at most `timeout_s`."""
@@ -212,17 +213,11 @@ class Pipeline:
     # -- fold ----------------------------------------------------------------------------------------------------
 
     def _fold(self, polled: Polled, decoded: dict[int, list[Decoded]]) -> None:
-        if not decoded:
-            return
-        lag, now_ms = self._transport.lag(), self._now_ms()
         for number, records in polled.records.items():
             owned = self.owned[number]
-            age_s = max(0.0, now_ms - records[-1].timestamp) / 1000
-            behind = lag.get(number, 0)
-            owned.catching_up = behind > CATCHING_UP_RECORDS and age_s > self._settings.stale_after_s
-            self._metrics.lag_seconds.labels(partition=number).set(age_s if behind else 0)
             self._fold_partition(owned, decoded[number])
             owned.next_offset = records[-1].offset + 1
+            owned.timestamp = records[-1].timestamp
 
     def _fold_partition(self, owned: Owned, decoded: Sequence[Decoded]) -> None:
         state, actions, number = owned.state, self.actions, owned.state.number
@@ -357,26 +352,34 @@ class Pipeline:
     # -- checkpoint ----------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        """Once an interval: see what became of the last commit, and commit how far we are."""
+        """See what became of the commit under way; once an interval, start the next one. There is one at a time."""
         now = time.monotonic()
+        for positions, cause in self._transport.commits():
+            self._note_commit(positions, cause, now)
         if now - self._checkpoint_at < self._settings.checkpoint_interval_s:
             return
+        if self._committing_since is not None and now - self._committing_since < self._settings.session_timeout_s:
+            return
         self._checkpoint_at = now
-        for positions, cause in self._transport.commits():
-            if cause is not None:
-                self._metrics.checkpoint_failures.labels(cause=cause).inc()
-                continue
-            self._committed_at = now
-            for number, offset in positions.items():
-                if number in self.owned:
-                    self.owned[number].committed = max(offset, self.owned[number].committed)
         positions = self._positions()
         if positions:
+            self._committing_since = now
             self._transport.commit(positions)
         elif not self.marked and not len(self._outbox):
             self._committed_at = now  # nothing is owed
-        self._metrics.checkpoint_age.set(now - self._committed_at)
-        self._observe()
+        self._observe(now)
+
+    def _note_commit(self, positions: Mapping[int, int], cause: str | None, now: float) -> None:
+        started, self._committing_since = self._committing_since, None
+        if cause is not None:
+            self._metrics.checkpoint_failures.labels(cause=cause).inc()
+            return
+        self._committed_at = now
+        if started is not None:
+            self._metrics.checkpoint_seconds.observe(now - started)
+        for number, offset in positions.items():
+            if number in self.owned:
+                self.owned[number].committed = max(offset, self.owned[number].committed)
 
     def _positions(self) -> dict[int, int]:
         def unanswered() -> Iterator[tuple[int, int]]:
@@ -388,15 +391,19 @@ class Pipeline:
     def _now_ms(self) -> int:
         return self._log_time_ms if self._clock is None else int(self._clock() * 1000)
 
-    def _observe(self) -> None:
-        metrics = self._metrics
-        for number, behind in self._transport.lag().items():
-            metrics.lag_records.labels(partition=number).set(behind)
+    def _observe(self, now: float) -> None:
+        metrics, lag, now_ms = self._metrics, self._transport.lag(), self._now_ms()
         for number, owned in self.owned.items():
+            behind = lag.get(number, 0)
+            age_s = max(0, now_ms - owned.timestamp) / 1000 if behind else 0.0
+            owned.catching_up = behind > CATCHING_UP_RECORDS and age_s > self._settings.stale_after_s
+            metrics.lag_records.labels(partition=number).set(behind)
+            metrics.lag_seconds.labels(partition=number).set(age_s)
             metrics.users.labels(partition=number).set(len(owned.state))
+        metrics.checkpoint_age.set(now - self._committed_at)
         metrics.state_bytes.set(sum(owned.state.nbytes for owned in self.owned.values()))
         metrics.pending_users.set(len(self.marked))
-        metrics.in_flight_records.set(self._transport.in_flight)
+        metrics.in_flight_bytes.set(self._outbox.nbytes)
 
 
 def _gather(users: Sequence[Served]) -> Iterator[Histories]:
