@@ -21,7 +21,7 @@ from stream_worker.settings import PREFIX as VARIABLES
 
 START_TIMEOUT_S = 300  # restoring a million events takes its time
 STOP_TIMEOUT_S = 20
-SESSION_TIMEOUT_S = 120  # a contender is stopped still while another is measured
+SESSION_TIMEOUT_S = 300  # a contender is stopped still while another is measured
 ROOT = Path(__file__).resolve().parents[1]
 EVENTS, REJECTED = "events", "rejected"  # topics
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")

@@ -11,12 +11,14 @@ import time
 
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import MemberState
 
 from stream_worker.settings import Settings
 from stream_worker.transports.kafka import BATCH_BYTES, FETCH_MAX_WAIT_MS
 
 READY = "ready"
 COMMIT_INTERVAL_S = 1.0
+JOIN_POLL_MS, JOIN_POLLS = 500, 3
 
 
 def consumer(bootstrap: str, group: str, session_timeout_s: float) -> KafkaConsumer:
@@ -76,7 +78,7 @@ class Echo:
         """Echo one partition; says on stdout when it has it. Whether all was acknowledged."""
         consumer, send, out, size = self._consumer, self._producer.send, self._out, self._size
         timeout_ms = int(_default("poll_timeout_s") * 1000)
-        self._await_partition(partition)
+        self._join(partition)
         position = consumer.position(partition)
         print(READY, flush=True)
         committed_at = time.monotonic()
@@ -93,9 +95,17 @@ class Echo:
         self._producer.flush(10)
         return not self._failed
 
-    def _await_partition(self, partition: TopicPartition) -> None:
-        while partition not in self._consumer.assignment() and not self._stopping:
-            self._consumer.poll(timeout_ms=100)
+    def _join(self, partition: TopicPartition) -> None:
+        """Join the group by long polls, and stay for a second rebalance that may follow.
+
+        kafka-python 3.0.12 never notices the end of a rebalance which new metadata began if a short poll gave up on it
+        half-way: commits are refused and heartbeats stop, for ever.
+        """
+        quiet = 0
+        while quiet < JOIN_POLLS and not self._stopping:
+            self._consumer.poll(timeout_ms=JOIN_POLL_MS)
+            stable = self._consumer.group_metadata().state is MemberState.STABLE
+            quiet = quiet + 1 if stable and partition in self._consumer.assignment() else 0
 
     def _note(self, _error: object) -> None:
         self._failed = True
