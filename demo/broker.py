@@ -156,6 +156,8 @@ class Broker:
         """SIGSTOP: connections stay open and nothing answers, as behind a broken network."""
         if self._process is not None and self.pid:
             self._process.send_signal(signal.SIGSTOP)
+            # Its threads stop one by one, and may still answer after `kill` has returned.
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT, after `pause`."""
