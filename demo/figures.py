@@ -30,6 +30,7 @@ class Figures:
         self._ledger = ledger
         self._say = say
         self._gone: set[str] = set()
+        self._rejected = 0
         self._lines = 0
         self._before = (0.0, 0, 0)  # seconds, events, lists
 
@@ -39,8 +40,8 @@ class Figures:
         Raises:
             StreamWorkerError: no worker is left, or lists cannot be read.
         """
-        self._check(reader)
         self._workers.scrape()
+        self._check(reader)
         before_s, before_events, before_lists = self._before
         waits = self._ledger.take()
         events, lists = self._ledger.events, self._ledger.lists
@@ -69,6 +70,7 @@ class Figures:
         ledger = self._ledger
         counts = [f"{ledger.events:,} events in {seconds:.1f} s, {ledger.lists:,} lists for {ledger.users:,} users"]
         counts += [f"{ledger.waiting:,} events that no list covers"] * bool(ledger.waiting)
+        counts += [f"{self._rejected:,} events rejected"] * bool(self._rejected)
         counts += [f"{failed:,} events that Kafka did not take"] * bool(failed)
         sums = self._workers.buckets("event_to_list_seconds")
         seen = screen.quantiles(quantile(ledger.waits, 0.5), quantile(ledger.waits, 0.99))
@@ -96,6 +98,9 @@ class Figures:
             if child.returncode is not None and child.name not in self._gone:
                 self._gone.add(child.name)
                 self._say(f"       {child.name} has ended ({child.how_it_ended()}): {child.last_words()}")
+        if (rejected := self._workers.total("rejected")) > self._rejected:
+            self._rejected = rejected
+            self._say(f"       {rejected:,} events rejected so far; the topic of rejected events says why")
         if len(self._gone) == len(self._children):
             raise StreamWorkerError("no worker is left; see above.")
 

@@ -59,7 +59,7 @@ def verify(settings: VerifySettings, console: Console) -> None:
         console.print(f"OK   {line}")
 
 
-_COMMANDS: dict[str, tuple[type[BaseSettings], Callable[..., None]]] = {
+COMMANDS: dict[str, tuple[type[BaseSettings], Callable[..., None]]] = {
     "train": (TrainSettings, train),
     "verify": (VerifySettings, verify),
 }
@@ -70,8 +70,8 @@ def _dispatch(arguments: list[str], console: Console) -> int:
         console.print(USAGE)
         return 0 if arguments else SettingsError.exit_code
     command, *rest = arguments
-    if command not in _COMMANDS:
-        raise SettingsError(f"{command!r} is no command. There are {', '.join(_COMMANDS)}. See `exporter --help`.")
-    settings_class, run = _COMMANDS[command]
+    if command not in COMMANDS:
+        raise SettingsError(f"{command!r} is no command. There are {', '.join(COMMANDS)}. See `exporter --help`.")
+    settings_class, run = COMMANDS[command]
     run(parse_arguments(settings_class, rest, f"exporter {command}"), console)
     return 0

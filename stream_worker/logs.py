@@ -47,3 +47,5 @@ def configure(level: str, form: str) -> None:
     root.setLevel(level.upper())
     # The client's INFO is chatter, and its DEBUG prints keys and values, which are people's.
     logging.getLogger("kafka").setLevel(max(logging.WARNING, root.level))
+    # It warns whenever the machine was busy for a tenth of a second.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)

@@ -40,11 +40,9 @@ class KafkaTransport:
     keyed = True
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._topics = {
-            Topic.RECOMMENDATIONS: settings.recommendations_topic,
-            Topic.REJECTED: settings.rejected_topic,
-        }
+        self._settings = s = settings
+        self._topics = {Topic.RECOMMENDATIONS: s.recommendations_topic, Topic.REJECTED: s.rejected_topic}
+        self._names = (s.events_topic, *self._topics.values())
         self.partitions = 0
         self._consumer: KafkaConsumer | None = None
         self._producer: _Producer | None = None
@@ -78,14 +76,13 @@ class KafkaTransport:
                 reconnect_backoff_max_ms=1000,  # with the default two workers did not recover within a minute
             )
             # Asking first also loads the metadata, without which some joins hang for ever.
-            partitions = self._consumer.partitions_for_topic(s.events_topic)
+            partitions = {name: self._consumer.partitions_for_topic(name) for name in self._names}
         except KafkaError as error:
             raise TransportError(f"broker {s.bootstrap}: {error}. Is it running, and the address right?") from error
-        if not partitions:
-            raise DataError(
-                f"topic {s.events_topic!r} does not exist on {s.bootstrap}. Run `stream-worker topics --create`."
-            )
-        self.partitions = len(partitions)
+        missing = [name for name, numbers in partitions.items() if not numbers]
+        if missing:
+            raise DataError(f"broker {s.bootstrap}: no topic {missing}. Run `stream-worker topics --create`.")
+        self.partitions = len(partitions[s.events_topic])
         self._consumer.subscribe([s.events_topic], listener=_Listener(self._rebalanced))
 
     def poll(self, timeout_s: float) -> Polled:

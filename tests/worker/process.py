@@ -53,6 +53,7 @@ class Stage:
         }
         topics: dict[str, Any] = {"bootstrap": broker.bootstrap, **self.names}
         check_topics(TopicsSettings(create=True, partitions=partitions, **topics))
+        self.flags = [text for name, topic in self.names.items() for text in (f"--{name.replace('_', '-')}", topic)]
         self.producer: KafkaProducer | None = None
         self.second = int(time.time()) - 1_000_000
         self.workers: list[WorkerProcess] = []
@@ -145,8 +146,7 @@ class WorkerProcess:
         self.log = stage.logs / f"worker-{number}.log"
         arguments = ["--bundle", str(stage.bundle), "--bootstrap", stage.broker.bootstrap, "--group", stage.group]
         arguments += ["--http-port", str(self.port), "--http-host", "127.0.0.1"]
-        for name, value in stage.names.items():
-            arguments += [f"--{name.replace('_', '-')}", value]
+        arguments += stage.flags
         arguments += ["--session-timeout-s", "6", "--delivery-timeout-s", "3", *flags]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "stream_worker", "run", *arguments], stderr=log)
