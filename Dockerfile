@@ -9,7 +9,8 @@ FROM python:3.11-slim-bookworm AS build
 COPY scripts/uv.txt /build/scripts/uv.txt
 RUN pip install --no-cache-dir --requirement /build/scripts/uv.txt
 # Compiled here, because the root file system is read-only later; copied, because the cache is another mount.
-ENV UV_COMPILE_BYTECODE=1 \
+ENV UV_CACHE_DIR=/var/cache/uv \
+    UV_COMPILE_BYTECODE=1 \
     UV_LINK_MODE=copy \
     UV_PROJECT_ENVIRONMENT=/opt/stream-worker \
     UV_PYTHON_DOWNLOADS=never
@@ -18,15 +19,15 @@ COPY pyproject.toml uv.lock ./
 
 # The dependencies, one stage a target: they change seldom, so their large layer is seldom pushed anew.
 FROM build AS worker-dependencies
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv sync --frozen --no-dev --no-install-project
 
 FROM build AS worker-gpu-dependencies
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv sync --frozen --no-dev --no-install-project --extra gpu
 
 FROM build AS exporter-dependencies
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv sync --frozen --no-dev --no-install-project --extra train
 
 # Our own code, laid over any of them: a small layer.
@@ -34,7 +35,7 @@ FROM worker-dependencies AS project
 COPY README.md LICENSE ./
 COPY exporter exporter
 COPY stream_worker stream_worker
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install --no-deps --python /opt/stream-worker/bin/python --prefix /opt/project .
 
 FROM python:3.11-slim-bookworm AS runtime
