@@ -97,7 +97,8 @@ class Figures:
         for child in self._children:
             if child.returncode is not None and child.name not in self._gone:
                 self._gone.add(child.name)
-                self._say(f"       {child.name} has ended ({child.how_it_ended()}): {child.last_words()}")
+                self._say(f"       {child.name} has ended ({child.how_it_ended()}); its log ends with:")
+                self._say(f"       {child.last_words()}")
         if (rejected := self._workers.total("rejected")) > self._rejected:
             self._rejected = rejected
             self._say(f"       {rejected:,} events rejected so far; the topic of rejected events says why")
