@@ -1,0 +1,47 @@
+"""Every benchmark runs, and says what it always said; what it measures is no matter here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.run import BENCHMARKS, main
+from demo.broker import Broker
+
+HEAD = {"benchmark", "command", "date", "smoke", "machine"}
+THROUGHPUT = {"events_per_s", "lists_per_s", "cpu_us_per_event", "cpu_us_per_list", "list_bytes", "rss_mib", "repeats"}
+LATENCY = {"p50_ms", "p99_ms", "p99.9_ms", "cpu_us_per_event", "lists_per_event", "repeats"}
+# name -> key -> the keys below it, or below each of its own
+KEYS: dict[str, dict[str, set[str]]] = {
+    "bars": {
+        "seed": set(),
+        "load": {"users", "fill_each", "warm_up", "backlog", "rate", "paced_s", "paced_warm_up_s", "repeats", "zipf"},
+        "bundle": {"model", "items", "L", "K"},
+        "backlog": {"worker", "echo"},
+        "paced": {"worker", "echo"},
+        "stages_us_per_event": {"worker"},
+        "bars": {"throughput_vs_echo", "p99_vs_echo"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_smoke(name: str, broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.json"
+    code = main([name, "--smoke", "--bootstrap", broker.bootstrap, "--json", str(file)])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "SMOKE" in printed.out
+    result = json.loads(file.read_text())
+    assert set(result) == HEAD | set(KEYS[name])
+    for key, below in KEYS[name].items():
+        assert not below or set(result[key]) == below, key
+    if name == "bars":
+        assert all(set(result["backlog"][one]) == THROUGHPUT for one in ("worker", "echo"))
+        assert all(set(result["paced"][one]) == LATENCY for one in ("worker", "echo"))
+
+
+def test_a_bundle_that_is_not_there_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--smoke", "--bundle", str(tmp_path)]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
