@@ -1,4 +1,7 @@
-"""The commands; the only place that wires objects together."""
+"""The commands; the only place that wires objects together.
+
+Each imports what it needs once its settings are right: ONNX Runtime and the client take most of a second to load.
+"""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,10 +10,7 @@ from typing import TypeVar
 import structlog
 
 from stream_worker import __version__, logs
-from stream_worker.bundle import Bundle
 from stream_worker.errors import DataError, SettingsError, StreamWorkerError
-from stream_worker.metrics import Metrics
-from stream_worker.pipeline import Pipeline
 from stream_worker.settings import (
     KafkaSettings,
     ReplaySettings,
@@ -19,8 +19,6 @@ from stream_worker.settings import (
     parse_arguments,
     refuse_unknown_variables,
 )
-from stream_worker.transports.files import FileTransport
-from stream_worker.worker import Worker
 
 PROG = "stream-worker"
 
@@ -29,9 +27,12 @@ T = TypeVar("T", bound=KafkaSettings)
 
 def run(argv: Sequence[str]) -> None:
     """Consume events, publish fresh lists, until SIGTERM."""
-    from stream_worker.transports.kafka import KafkaTransport
-
     settings = _settings(Settings, argv, "run")
+    from stream_worker.bundle import Bundle
+    from stream_worker.metrics import Metrics
+    from stream_worker.transports.kafka import KafkaTransport
+    from stream_worker.worker import Worker
+
     bundle = Bundle(settings.bundle, settings.device, settings.threads)
     Worker(settings, bundle, KafkaTransport(settings), Metrics()).run()
 
@@ -39,6 +40,11 @@ def run(argv: Sequence[str]) -> None:
 def replay(argv: Sequence[str]) -> None:
     """Run a file of events through the same pipeline, without Kafka."""
     settings = _settings(ReplaySettings, argv, "replay")
+    from stream_worker.bundle import Bundle
+    from stream_worker.metrics import Metrics
+    from stream_worker.pipeline import Pipeline
+    from stream_worker.transports.files import FileTransport
+
     bundle = Bundle(settings.bundle, settings.device, settings.threads)
     bundle.warm_up()
     metrics = Metrics()
@@ -57,9 +63,9 @@ def replay(argv: Sequence[str]) -> None:
 
 def topics(argv: Sequence[str]) -> None:
     """Check the topics; with --create, make those that are missing."""
+    settings = _settings(TopicsSettings, argv, "topics")
     from stream_worker.topics import check_topics
 
-    settings = _settings(TopicsSettings, argv, "topics")
     reports = check_topics(settings)
     for report in reports:
         state = "created" if report.created else report.problem or "ok"
