@@ -23,7 +23,7 @@ commands:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code of stream_worker/errors.py; a user's mistake is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     try:
         return _dispatch(arguments, console)
     except StreamWorkerError as error:
@@ -47,7 +47,7 @@ def train(settings: TrainSettings, console: Console) -> None:
     except OSError as error:
         raise SettingsError(f"--out {out}: {error.strerror}. Name a directory that can be written.") from error
     experiment = load(settings, console)
-    bundle = run(experiment, settings, datetime.now(UTC), console)
+    bundle = run(experiment, settings, lambda: datetime.now(UTC), console)
     console.print(f"bundle: {bundle}")
 
 

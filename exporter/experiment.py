@@ -3,6 +3,7 @@
 Axes: N items, R ranked events.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -76,8 +77,8 @@ def load(settings: TrainSettings, console: Console) -> Experiment:
     return Experiment(items, log, validation, test, actions, excluding)
 
 
-def run(experiment: Experiment, settings: TrainSettings, now: datetime, console: Console) -> Path:
-    """Train, evaluate, export. Returns the bundle's directory.
+def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], datetime], console: Console) -> Path:
+    """Train, evaluate, export. Returns the bundle's directory, which is named after the time of the export.
 
     Raises:
         DataError: there is too little to train on.
@@ -97,7 +98,7 @@ def run(experiment: Experiment, settings: TrainSettings, now: datetime, console:
         report=figures,
     )
     console.print("export: torch to ONNX, and both side by side")
-    return write_bundle(settings.out, model, experiment.items, serving, now)
+    return write_bundle(settings.out, model, experiment.items, serving, clock())
 
 
 def trained(experiment: Experiment, settings: TrainSettings, console: Console) -> Recommender:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from exporter.evaluation import ndcg, prequential, scorer_of
@@ -89,7 +89,12 @@ def fit(
                 course.best = epoch
                 save(model, checkpoint)
             note = f"epoch {epoch}: loss {loss:.3f}, validation NDCG@10 {course.ndcgs[-1]:.4f}"
-            _tell(console, progress, f"{note} (best: epoch {course.best}), {course.seconds:.0f} s")
+            _tell(
+                console,
+                progress,
+                short=f"epoch {epoch}, NDCG@10 {course.ndcgs[-1]:.4f}",
+                line=f"{note} (best: epoch {course.best}), {course.seconds:.0f} s",
+            )
             if epoch - course.best >= recipe.patience or epoch == recipe.max_epochs or time.monotonic() > deadline:
                 break
     model.load_state_dict(torch.load(checkpoint, weights_only=True))
@@ -110,7 +115,8 @@ def refit(model: Recommender, log: Log, length: int, epochs: int, recipe: Recipe
     deadline = _deadline(started, recipe)
     with _progress(console) as progress:
         for epoch, loss in enumerate(_epochs(model, log, length, limited, deadline, progress), start=1):
-            _tell(console, progress, f"refit {epoch}/{epochs}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
+            note = f"refit {epoch}/{epochs}"
+            _tell(console, progress, note, f"{note}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
             if time.monotonic() > deadline:
                 return False
             if epoch == epochs:
@@ -190,18 +196,17 @@ def _deadline(started: float, recipe: Recipe) -> float:
     return started + 60 * recipe.max_minutes if recipe.max_minutes else float("inf")
 
 
-def _tell(console: Console, progress: Progress, note: str) -> None:
-    """On a terminal beside the bar, else as a line."""
-    progress.update(progress.task_ids[0], note=note)
+def _tell(console: Console, progress: Progress, short: str, line: str) -> None:
+    """On a terminal the short form beside the bar, within 80 columns; else a line."""
+    progress.update(progress.task_ids[0], note=short)
     if not console.is_terminal:
-        console.print(note)
+        console.print(line)
 
 
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=24),
         TextColumn("at most"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
