@@ -91,15 +91,13 @@ def run(settings: DemoSettings, stop: Stop, console: Console) -> None:
 
 def _data(settings: DemoSettings, stop: Stop, say: Say) -> model.Data:
     events, items = model.fetch(settings, stop)
-    data = model.load(events, items, int(time.time() * 1000))
+    data = model.load(events, items)
     total = data.trained + len(data.replay)
-    moved = [f"(with their times moved {data.weeks:,} weeks ahead: a worker takes none before 2000)"] * bool(data.weeks)
     say(
         screen.labelled(
             "data",
             f"{screen.short(events)}: {total:,} events; by time, the first {data.trained:,} train the model,",
             f"and the last {len(data.replay):,}, of {data.users:,} users, are replayed: it has not seen them",
-            *moved,
         )
     )
     return data

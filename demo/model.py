@@ -16,10 +16,8 @@ from demo.settings import ROOT, DemoSettings
 from exporter.data import Columns, first_test_event, load_events, load_items
 from stream_worker.errors import BundleError, StreamWorkerError
 from stream_worker.manifest import Manifest, find_bundle, read_manifest, sha256_of
-from stream_worker.messages import YEAR_2000_MS
 
 TRAIN_SHARE = 0.8
-WEEK_MS = 7 * 24 * 3600 * 1000
 MOVIELENS = ROOT / ".cache" / "movielens"
 MADE_FROM = "made-from.json"  # in the directory of models: what its current bundle was trained on
 LIMITS = {"sasrec": ["--max-minutes", "2"]}
@@ -36,7 +34,6 @@ class Data:
     trained: int
     replay: Sequence[Event]
     users: int  # in the replayed part
-    weeks: int  # by which these events were moved in time
     popular: str  # an item that many know
     titles: dict[str, str]
 
@@ -58,11 +55,8 @@ def fetch(settings: DemoSettings, stop: Stop) -> tuple[Path, Path | None]:
     return events, items
 
 
-def load(events: Path, items: Path | None, now_ms: int) -> Data:
+def load(events: Path, items: Path | None) -> Data:
     """Read and split the files, and encode the events of the last part in the order of time.
-
-    A worker rejects events of before 2000, taking their times for seconds. So old ones, such as MovieLens's of 1998,
-    are moved towards now, by whole weeks: all differences, weekdays and hours stay.
 
     Raises:
         DataError: a file is not as required.
@@ -72,10 +66,6 @@ def load(events: Path, items: Path | None, now_ms: int) -> Data:
     table, _ = load_events(events, columns, None if catalogue is None else catalogue["item"].to_list())
     first = first_test_event(table.height, TRAIN_SHARE)
     replay = table[first:].select("user", "item", "action", "time")
-    weeks = 0
-    if replay["time"][0] < YEAR_2000_MS:
-        weeks = (now_ms - replay["time"][-1]) // WEEK_MS
-        replay = replay.with_columns(replay["time"] + weeks * WEEK_MS)
     titles = dict(catalogue.select("item", "title").iter_rows()) if catalogue is not None else {}
     return Data(
         events=events,
@@ -83,7 +73,6 @@ def load(events: Path, items: Path | None, now_ms: int) -> Data:
         trained=first,
         replay=[(row["user"], msgspec.json.encode(row)) for row in replay.iter_rows(named=True)],
         users=replay["user"].n_unique(),
-        weeks=weeks,
         popular=str(table["item"].mode().min()),
         titles={item: title for item, title in titles.items() if title},
     )

@@ -10,9 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from stream_worker.errors import DataError
+from stream_worker.messages import EARLIEST_MS, LATEST_MS, MAX_ACTION_BYTES, MAX_ID_BYTES, RESERVED_USER
 
-MAX_ID_BYTES = 256
-RESERVED_USER = "*"
 DEFAULT_ACTION = "view"
 KNOWN_ACTIONS = ("view", "click", "cart", "purchase", "like")
 NEGATIVE_ACTIONS = frozenset({"dislike", "hide"})  # they exclude an item; they never predict the next one
@@ -20,8 +19,6 @@ MAX_ACTIONS = 255
 
 # Numbers below are epoch seconds, above are milliseconds: 1e11 s is the year 5138, 1e11 ms is 1973.
 MILLISECONDS_FROM = 1e11
-EARLIEST_MS = 631_152_000_000  # 1990-01-01
-LATEST_MS = 4_102_444_800_000  # 2100-01-01
 
 OTHER = "other"
 
@@ -131,10 +128,10 @@ def clean(raw: pl.DataFrame, wanted: Sequence[str] | None = None) -> tuple[pl.Da
         ("no item", _absent("item")),
         ("bad user (over 256 bytes, control characters, or '*')", _bad("user") | (pl.col("user") == RESERVED_USER)),
         ("bad item (over 256 bytes, or control characters)", _bad("item")),
-        ("bad action (over 256 bytes, or control characters)", _bad("action")),
+        ("bad action (over 64 bytes, or control characters)", _bad("action", MAX_ACTION_BYTES)),
         ("no time", ~pl.col("has_time")),
         ("unreadable time", pl.col("time").is_null()),
-        ("time before 1990 or after 2099", ~pl.col("time").is_between(EARLIEST_MS, LATEST_MS, closed="left")),
+        ("time before 1990 or after 2105", ~pl.col("time").is_between(EARLIEST_MS, LATEST_MS, closed="left")),
     ]
     if wanted is not None:
         reasons.append(("item not in the items file", ~pl.col("item").is_in(list(wanted))))
@@ -267,8 +264,8 @@ def _absent(name: str) -> pl.Expr:
     return pl.col(name).is_null() | (pl.col(name) == "")
 
 
-def _bad(name: str) -> pl.Expr:
-    return (pl.col(name).str.len_bytes() > MAX_ID_BYTES) | pl.col(name).str.contains(r"\p{Cc}")
+def _bad(name: str, max_bytes: int = MAX_ID_BYTES) -> pl.Expr:
+    return (pl.col(name).str.len_bytes() > max_bytes) | pl.col(name).str.contains(r"\p{Cc}")
 
 
 def _require(path: Path, table: pl.DataFrame, names: dict[str, str]) -> None:

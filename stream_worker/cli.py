@@ -5,12 +5,12 @@ Each imports what it needs once its settings are right: ONNX Runtime and the cli
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
 from stream_worker import __version__, logs
-from stream_worker.errors import DataError, SettingsError, StreamWorkerError
+from stream_worker.errors import BundleError, DataError, SettingsError, StreamWorkerError
 from stream_worker.settings import (
     KafkaSettings,
     ReplaySettings,
@@ -20,6 +20,9 @@ from stream_worker.settings import (
     refuse_unknown_variables,
 )
 
+if TYPE_CHECKING:
+    from stream_worker.bundle import Bundle
+
 PROG = "stream-worker"
 
 T = TypeVar("T", bound=KafkaSettings)
@@ -28,24 +31,21 @@ T = TypeVar("T", bound=KafkaSettings)
 def run(argv: Sequence[str]) -> None:
     """Consume events, publish fresh lists, until SIGTERM."""
     settings = _settings(Settings, argv, "run")
-    from stream_worker.bundle import Bundle
     from stream_worker.metrics import Metrics
     from stream_worker.transports.kafka import KafkaTransport
     from stream_worker.worker import Worker
 
-    bundle = Bundle(settings.bundle, settings.device, settings.threads)
-    Worker(settings, bundle, KafkaTransport(settings), Metrics()).run()
+    Worker(settings, _bundle(settings), KafkaTransport(settings), Metrics()).run()
 
 
 def replay(argv: Sequence[str]) -> None:
     """Run a file of events through the same pipeline, without Kafka."""
     settings = _settings(ReplaySettings, argv, "replay")
-    from stream_worker.bundle import Bundle
     from stream_worker.metrics import Metrics
     from stream_worker.pipeline import Pipeline
     from stream_worker.transports.files import FileTransport
 
-    bundle = Bundle(settings.bundle, settings.device, settings.threads)
+    bundle = _bundle(settings)
     bundle.warm_up()
     metrics = Metrics()
     transport = FileTransport(settings.events, settings.out, settings.max_poll_records)
@@ -103,6 +103,24 @@ def _settings(cls: type[T], argv: Sequence[str], command: str) -> T:
     logs.configure(settings.log_level, settings.log_format)
     structlog.get_logger(__name__).debug("settings", **settings.model_dump(mode="json"))
     return settings
+
+
+def _bundle(settings: Settings) -> "Bundle":
+    """Load the bundle, and hold the settings to it."""
+    from stream_worker.bundle import Bundle
+
+    bundle = Bundle(settings.bundle, settings.device, settings.threads)
+    manifest = bundle.manifest
+    if settings.history_length < manifest.L:
+        raise BundleError(
+            f"bundle {bundle.path}: looks at {manifest.L} events, but --history-length keeps "
+            f"{settings.history_length}. Raise it to {manifest.L} or more."
+        )
+    if settings.list_length is not None and settings.list_length > manifest.K:
+        raise SettingsError(
+            f"--list-length {settings.list_length}: the bundle's lists have {manifest.K} items at most."
+        )
+    return bundle
 
 
 def _usage() -> str:

@@ -17,8 +17,9 @@ MAX_ACTION_BYTES = 64
 RESERVED_USER = "*"  # the list for everybody
 FORGET = "forget"  # the action that erases a user
 NO_TIMESTAMP = -1  # Kafka's own value for a record without one
-YEAR_2000_MS = 946_684_800_000
-YEAR_2106_MS = 2**32 * 1000  # a state keeps whole seconds in 32 bits
+# Seconds taken for milliseconds lie in January 1970, so this tells them; it leaves room for old data sets.
+EARLIEST_MS = 631_152_000_000  # 1990
+LATEST_MS = 2**32 * 1000  # 2106: a state keeps whole seconds in 32 bits
 SCHEMA = 1
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -154,12 +155,12 @@ class EventDecoder:
             time_ms = _rfc3339_ms(time) if isinstance(time, str) else int(time)
         except (ValueError, OverflowError) as error:
             raise RejectedEventError("invalid_field", f"{path}: {error}") from None
-        if time_ms < YEAR_2000_MS:
-            raise RejectedEventError("time_too_old", f"{path} is {time_ms} ms, before 2000: it looks like seconds")
+        if time_ms < EARLIEST_MS:
+            raise RejectedEventError("time_too_old", f"{path} is {time_ms} ms, before 1990: it looks like seconds")
         if timestamp != NO_TIMESTAMP and time_ms > timestamp + self._max_future_ms:
             ahead_s = (time_ms - timestamp) // 1000
             raise RejectedEventError("time_in_future", f"{path} is {ahead_s} s ahead of the record's Kafka timestamp")
-        if time_ms >= YEAR_2106_MS:
+        if time_ms >= LATEST_MS:
             raise RejectedEventError("time_in_future", f"{path} is {time_ms} ms, after 2106: is it microseconds?")
         return time_ms
 

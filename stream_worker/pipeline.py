@@ -78,7 +78,7 @@ class Pipeline:
         self._clock = clock
         self._log_time_ms = 0
         self._lap = Stopwatch(metrics)
-        self._k = min(settings.list_length or manifest.K, manifest.K)
+        self._k = settings.list_length or manifest.K
         self._exclude_seen = manifest.exclude_seen if settings.exclude_seen is None else settings.exclude_seen
         self._decode_event = EventDecoder(
             settings.event_user_field,

@@ -62,9 +62,7 @@ class Settings(KafkaSettings):
     threads: int = Field(
         1, ge=1, le=64, description="Threads of one inference on the CPU; more workers beat more threads."
     )
-    list_length: int | None = Field(
-        None, ge=1, description="Items in a list; default and upper bound are the bundle's K."
-    )
+    list_length: int | None = Field(None, ge=1, description="Items in a list; default and most are the bundle's K.")
     exclude_seen: bool | None = Field(
         None,
         description="Leave the items of the user's history out of the list. Default: what the bundle says.",

@@ -48,6 +48,15 @@ def test_a_replay_prints_the_same_twice_and_one_event_a_poll_gives_every_list(
     assert [(one["user"], one["events"]) for one in lists] == [("u1", 1), ("u2", 1), ("u1", 2)]
 
 
+def test_settings_are_held_to_the_bundle(
+    models: dict[str, Path], events: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert replay(models["sasrec"], events, tmp_path / "out", "--history-length", "9") == 3
+    assert "looks at 10 events, but --history-length keeps 9" in capsys.readouterr().err
+    assert replay(models["sasrec"], events, tmp_path / "out", "--list-length", "6") == 2
+    assert "--list-length 6: the bundle's lists have 5 items at most" in capsys.readouterr().err
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == main(["--version"]) == 0
     out = capsys.readouterr().out
