@@ -20,8 +20,6 @@ MAX_ACTIONS = 255
 # Numbers below are epoch seconds, above are milliseconds: 1e11 s is the year 5138, 1e11 ms is 1973.
 MILLISECONDS_FROM = 1e11
 
-OTHER = "other"
-
 
 @dataclass(frozen=True)
 class Columns:
