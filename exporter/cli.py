@@ -38,9 +38,9 @@ def train(settings: TrainSettings, console: Console) -> None:
     """Load, train, evaluate, export."""
     # Not at the top: torch takes seconds to import, which --help and a mistyped flag need not wait for.
     from exporter.experiment import load, run
-    from exporter.models import require
+    from exporter.models import find
 
-    require(settings.model)
+    find(settings.model)
     out = settings.out
     try:
         out.mkdir(parents=True, exist_ok=True)

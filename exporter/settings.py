@@ -25,7 +25,9 @@ class TrainSettings(BaseSettings):
         None, description="Parquet, CSV or JSON lines: item, title, attributes; events of other items are dropped."
     )
     out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
-    model: str = Field("sasrec", description="Model of the zoo: sasrec or popularity.")
+    model: str = Field(
+        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
+    )
 
     user_column: str = Field("user", description="Column of the user in the events.")
     item_column: str = Field("item", description="Column of the item in the events and in the items.")

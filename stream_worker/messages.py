@@ -1,6 +1,5 @@
 """The wire: events in, lists out, and the two functions that touch bytes (docs/formats.md)."""
 
-import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 import xxhash
 
+from stream_worker import plugins
 from stream_worker.errors import RejectedEventError, SettingsError
 
 MAX_ID_BYTES = 256
@@ -91,7 +91,7 @@ class EventDecoder:
         raw, getters = _raw_event(list(zip(self._paths, kinds, strict=True)))
         self._get = attrgetter(*getters)
         self._raw = raw
-        self._hook = load_hook(hook) if hook else None
+        self._hook: Hook | None = plugins.load(hook, "event_decoder") if hook else None
         self._decode_json: Callable[[bytes], Any] = msgspec.json.Decoder(raw).decode
 
     def __call__(self, key: bytes | None, value: bytes | None, timestamp: int, keyed: bool = True) -> Event:
@@ -163,20 +163,6 @@ class EventDecoder:
         if time_ms >= LATEST_MS:
             raise RejectedEventError("time_in_future", f"{path} is {time_ms} ms, after 2106: is it microseconds?")
         return time_ms
-
-
-def load_hook(name: str) -> Hook:
-    """Import "package.module:function".
-
-    Raises:
-        SettingsError: there is no such function.
-    """
-    module, _, function = name.partition(":")
-    try:
-        hook: Hook = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(f"event_decoder {name!r}: {error}. Name it as package.module:function.") from error
-    return hook
 
 
 def _identifier(value: str | int | None, path: str, max_bytes: int = MAX_ID_BYTES) -> str:

@@ -15,7 +15,7 @@ from stream_worker.errors import DataError
 from stream_worker.fold import Fold, exclude, insert
 from stream_worker.messages import Event
 
-CHUNK_ROWS = 4096  # slabs grow by so many rows
+FIRST_ROWS, CHUNK_ROWS = 256, 4096  # slabs double from the first, and then grow by chunks
 MAX_ACTIONS = 65_535
 NO_OFFSET = -1
 
@@ -200,7 +200,7 @@ class Partition:
         return row
 
     def _grow(self) -> None:
-        self._capacity += CHUNK_ROWS
+        self._capacity += min(max(self._capacity, FIRST_ROWS), CHUNK_ROWS)
         for slab in self._slabs:
             # In place by realloc, which moves pages, not bytes, once a slab is large; no view outlives a call.
             slab.resize((self._capacity, *slab.shape[1:]), refcheck=False)

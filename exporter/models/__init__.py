@@ -1,7 +1,7 @@
 """The zoo. A model is known to `--model` once it is imported here; `base.py` is the contract it keeps."""
 
-from exporter.models.base import REGISTRY, Graph, Plan, Recommender, create, require
+from exporter.models.base import REGISTRY, Graph, Plan, Recommender, create, find
 from exporter.models.popularity import Popularity
 from exporter.models.sasrec import SASRec
 
-__all__ = ["REGISTRY", "Graph", "Plan", "Popularity", "Recommender", "SASRec", "create", "require"]
+__all__ = ["REGISTRY", "Graph", "Plan", "Popularity", "Recommender", "SASRec", "create", "find"]

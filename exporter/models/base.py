@@ -1,9 +1,9 @@
 """The model contract: what a scientist writes, and what the exporter puts around it.
 
-A model is a `torch.nn.Module` that turns a batch of histories into a score for every item. Subclass `Recommender`,
-decorate the class with `@register`, import it in `exporter/models/__init__.py`, and `exporter train --model NAME`
-trains, evaluates and exports it. There is no serving code to write: `Graph` fuses the model with exclusion and top-k
-into the one ONNX graph that the worker runs.
+A model is a `torch.nn.Module` that turns a batch of histories into a score for every item. Subclass `Recommender`, and
+`exporter train --model package.module:Class` trains, evaluates and exports it; those of the zoo, which `@register` makes
+known, go by their names. docs/models.md shows one in thirty lines. There is no serving code to write: `Graph` fuses the
+model with exclusion and top-k into the one ONNX graph that the worker runs.
 
 Axes: B users, L history length, N items, D item dimension, X excluded items, K list length.
 
@@ -29,6 +29,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from stream_worker import plugins
 from stream_worker.errors import SettingsError
 
 Tensors = Mapping[str, Tensor]
@@ -163,16 +164,26 @@ def register(cls: M) -> M:
 
 
 def create(name: str, plan: Plan) -> Recommender:
-    """A new model of the registry, with weights from torch's current seed.
+    """A new model, with weights from torch's current seed.
 
     Raises:
         SettingsError: no model has that name.
     """
-    require(name)
-    return REGISTRY[name](plan)
+    return find(name)(plan)
 
 
-def require(name: str) -> None:
-    """Refuse a name that is not in the registry, with a SettingsError."""
-    if name not in REGISTRY:
-        raise SettingsError(f"--model {name}: no such model. There are {', '.join(sorted(REGISTRY))}.")
+def find(name: str) -> type[Recommender]:
+    """The model of that name in the zoo, or the class that "package.module:Class" names.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if ":" not in name:
+        zoo = ", ".join(sorted(REGISTRY))
+        raise SettingsError(f"--model {name}: no such model. There are {zoo}, and your own as package.module:Class.")
+    found = plugins.load(name, "--model")
+    if not (isinstance(found, type) and issubclass(found, Recommender)):
+        raise SettingsError(f"--model {name}: is no subclass of exporter.models.base.Recommender.")
+    return found

@@ -83,7 +83,7 @@ def test_slabs_grow_by_chunks_and_rows_are_reused_clean() -> None:
         row, _ = state.fold(event, number, 0, False, number, START_MS)
         state.listed_items[row] = 3
     assert len(state) == 10_000
-    assert len(state.length) == 12_288
+    assert len(state.length) == 12_288  # 256, 512 … 4096, and two chunks more
     assert [int(state.items[number, 0]) for number in (0, 4095, 4096, 9999)] == [0, 4095, 4096, 9999]
     freed = state.forget("u77")
     again, outcome = state.fold(Event("new", "i", "view", START_MS), 1, 0, False, 5, START_MS)

@@ -135,7 +135,7 @@ def test_a_hook_decodes_another_format_and_its_errors_reject_one_event() -> None
     with pytest.raises(RejectedEventError) as caught:
         hooked(b"u17", b"u17", NOW)
     assert caught.value.reason == "not_decodable"
-    with pytest.raises(SettingsError, match=r"package\.module:function"):
+    with pytest.raises(SettingsError, match=r"event_decoder .*package\.module:name"):
         EventDecoder(hook="no.such.module:function")
 
 
