@@ -1,9 +1,9 @@
 """The model contract: what a scientist writes, and what the exporter puts around it.
 
-A model is a `torch.nn.Module` that turns a batch of histories into a score for every item. Subclass `Recommender`, and
-`exporter train --model package.module:Class` trains, evaluates and exports it; those of the zoo, which `@register` makes
-known, go by their names. docs/models.md shows one in thirty lines. There is no serving code to write: `Graph` fuses the
-model with exclusion and top-k into the one ONNX graph that the worker runs.
+A model is a `torch.nn.Module` that turns a batch of histories into a score for every item. Subclass `Recommender`,
+and `exporter train --model package.module:Class` trains, evaluates and exports it; those of the zoo, which `@register`
+makes known, go by their names. docs/models.md shows one in thirty lines. There is no serving code to write: `Graph`
+fuses the model with exclusion and top-k into the one ONNX graph that the worker runs.
 
 Axes: B users, L history length, N items, D item dimension, X excluded items, K list length.
 
