@@ -282,17 +282,18 @@ class Pipeline:
         vocabulary = Vocabulary.of(self.actions.names, manifest.actions, manifest.excluding_actions)
         histories = Histories.concatenate(list(_gather(users)))
         prepared = prepare(histories, self._bundle.items, vocabulary, manifest.L, self._exclude_seen)
+        messages: list[Sent] = []
         for index_b, feeds in slices(prepared, manifest.buckets):
             lap("batch")
             outputs = self._bundle.infer(feeds)
             lap("infer")
-            batch = [users[index] for index in index_b]
-            messages = self._encode(batch, feeds, outputs)
+            messages += self._encode([users[index] for index in index_b], feeds, outputs)
             lap("encode")
-            for sent in messages:
-                self._outbox.send(sent)
-            lap("publish")
-            self._metrics.batch_users.observe(len(batch))
+            self._metrics.batch_users.observe(len(index_b))
+        # All at the end: the client's thread, woken by the first record, would fight the inference for the GIL.
+        for sent in messages:
+            self._outbox.send(sent)
+        lap("publish")
 
     def _take_marked(self) -> list[Served]:
         """The users marked longest, as many as may be sent; by partition, so that each is gathered at once."""

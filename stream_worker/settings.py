@@ -86,7 +86,9 @@ class Settings(KafkaSettings):
     )
     max_future_s: float = Field(300, ge=0, description="An event this far ahead of its Kafka timestamp is rejected.")
 
-    max_poll_records: int = Field(500, ge=1, le=100_000, description="Records of one poll.")
+    max_poll_records: int = Field(
+        2000, ge=1, le=100_000, description="Most records of one poll; under load, more of them share a list."
+    )
     poll_timeout_s: float = Field(0.02, gt=0, le=1, description="Longest wait of one poll when there is nothing to do.")
     checkpoint_interval_s: float = Field(1, gt=0, le=60, description="Time between two commits of positions.")
     session_timeout_s: float = Field(10, ge=1, le=300, description="A silent worker loses its partitions after this.")
