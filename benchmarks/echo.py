@@ -8,63 +8,30 @@ import argparse
 import signal
 import sys
 import time
+from pathlib import Path
 
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import MemberState
 
 from stream_worker.settings import Settings
-from stream_worker.transports.kafka import BATCH_BYTES, FETCH_MAX_WAIT_MS
+from stream_worker.transports.kafka import consumer_options
+from stream_worker.transports.kafka_producer import producer_options
 
 READY = "ready"
 COMMIT_INTERVAL_S = 1.0
 JOIN_POLL_MS, JOIN_POLLS = 500, 3
 
 
-def consumer(bootstrap: str, group: str, session_timeout_s: float) -> KafkaConsumer:
-    """As KafkaTransport makes it, but that it starts at the end by itself."""
-    return KafkaConsumer(
-        bootstrap_servers=bootstrap.split(","),
-        group_id=group,
-        enable_auto_commit=False,
-        auto_offset_reset="latest",
-        isolation_level="read_committed",
-        allow_auto_create_topics=False,
-        partition_assignment_strategy=[CooperativeStickyAssignor],
-        session_timeout_ms=int(session_timeout_s * 1000),
-        heartbeat_interval_ms=int(session_timeout_s * 250),
-        max_poll_interval_ms=max(60_000, int(session_timeout_s * 2000)),
-        max_poll_records=_default("max_poll_records"),
-        fetch_min_bytes=1,
-        fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
-        reconnect_backoff_max_ms=1000,
-    )
-
-
-def producer(bootstrap: str) -> KafkaProducer:
-    """As KafkaTransport makes it."""
-    delivery_ms = int(_default("delivery_timeout_s") * 1000)
-    return KafkaProducer(
-        bootstrap_servers=bootstrap.split(","),
-        acks="all",
-        enable_idempotence=True,
-        linger_ms=0,
-        batch_size=BATCH_BYTES,
-        delivery_timeout_ms=delivery_ms,
-        request_timeout_ms=delivery_ms,
-        max_block_ms=1000,
-        reconnect_backoff_max_ms=1000,
-        allow_auto_create_topics=False,
-        metrics_enabled=False,
-    )
-
-
 class Echo:
     """Runs until `stop`."""
 
-    def __init__(self, consumer: KafkaConsumer, producer: KafkaProducer, out: str, size: int) -> None:
-        self._consumer = consumer
-        self._producer = producer
+    def __init__(self, settings: Settings, out: str, size: int) -> None:
+        options = consumer_options(settings) | {"auto_offset_reset": "latest"}  # it starts at the end by itself
+        self._consumer = KafkaConsumer(**options)
+        self._producer = KafkaProducer(**producer_options(settings))
+        self._poll_timeout_s = settings.poll_timeout_s
+        self._consumer.partitions_for_topic(settings.events_topic)  # as the worker does before it subscribes
+        self._consumer.subscribe([settings.events_topic])
         self._out = out
         self._size = size
         self._stopping = False
@@ -77,7 +44,7 @@ class Echo:
     def run(self, partition: TopicPartition) -> bool:
         """Echo one partition; says on stdout when it has it. Whether all was acknowledged."""
         consumer, send, out, size = self._consumer, self._producer.send, self._out, self._size
-        timeout_ms = int(_default("poll_timeout_s") * 1000)
+        timeout_ms = int(self._poll_timeout_s * 1000)
         self._join(partition)
         position = consumer.position(partition)
         print(READY, flush=True)
@@ -95,6 +62,11 @@ class Echo:
         self._producer.flush(10)
         return not self._failed
 
+    def close(self) -> None:
+        """Leave."""
+        self._producer.close(timeout=5)
+        self._consumer.close(autocommit=False)
+
     def _join(self, partition: TopicPartition) -> None:
         """Join the group by long polls, and stay for a second rebalance that may follow.
 
@@ -111,11 +83,6 @@ class Echo:
         self._failed = True
 
 
-def _default(setting: str) -> int:
-    value: int = Settings.model_fields[setting].default
-    return value
-
-
 def main() -> int:
     """Run until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.echo", description=__doc__)
@@ -124,17 +91,19 @@ def main() -> int:
     parser.add_argument("--bytes", type=int, required=True, help="size of a record's value")
     parser.add_argument("--session-timeout-s", type=float, default=10)
     args = parser.parse_args()
-    reader = consumer(args.bootstrap, args.group, args.session_timeout_s)
-    reader.partitions_for_topic(args.events_topic)  # as the worker does before it subscribes
-    reader.subscribe([args.events_topic])
-    writer = producer(args.bootstrap)
-    echo = Echo(reader, writer, args.out_topic, args.bytes)
+    settings = Settings(
+        bundle=Path(),  # it serves no model
+        bootstrap=args.bootstrap,
+        events_topic=args.events_topic,
+        group=args.group,
+        session_timeout_s=args.session_timeout_s,
+    )
+    echo = Echo(settings, args.out_topic, args.bytes)
     signal.signal(signal.SIGTERM, echo.stop)
     try:
         return 0 if echo.run(TopicPartition(args.events_topic, 0)) else 1
     finally:
-        writer.close(timeout=5)
-        reader.close(autocommit=False)
+        echo.close()
 
 
 if __name__ == "__main__":

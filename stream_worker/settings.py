@@ -4,11 +4,12 @@
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as ParseError
 
@@ -41,6 +42,13 @@ class KafkaSettings(BaseSettings):
     log_format: Literal["auto", "json", "pretty"] = Field(
         "auto", description="auto: pretty on a terminal, JSON lines elsewhere."
     )
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _hosts_and_ports(cls, value: str) -> str:
+        if not all(re.fullmatch(r"\S+:\d{1,5}", address) for address in value.split(",")):
+            raise ValueError("it should be host:port, or several, comma-separated")
+        return value
 
 
 class Settings(KafkaSettings):
@@ -172,8 +180,9 @@ def _parse_problem(error: ParseError) -> str:
 
 
 def _describe(loc: tuple[str | int, ...], message: str, value: object, prefix: str) -> str:
+    message = message.removeprefix("Value error, ")
     if not loc:
-        return message.removeprefix("Value error, ")
+        return message
     name = str(loc[0])
     flag = f"--{name.replace('_', '-')} ({prefix}{name.upper()})"
     if message == "Field required":

@@ -1,37 +1,57 @@
 """Kafka through kafka-python: a cooperative consumer group in, an idempotent producer out.
 
-The client runs IO threads. They only append to the deques here; the main thread empties them in `poll` and
-`deliveries`. Every foreign exception is mapped in this file and in `topics.py`.
+The client runs IO threads. They only append to deques; the main thread empties them in `poll` and `deliveries`. Every
+foreign exception is mapped here, in `kafka_producer.py` and in `topics.py`.
 """
 
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     FencedInstanceIdError,
+    KafkaConfigurationError,
     KafkaError,
-    KafkaTimeoutError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
+from kafka.structs import MemberState
 
-from stream_worker.errors import DataError, FencedError, TransportError
+from stream_worker.errors import DataError, FencedError, SettingsError, TransportError
 from stream_worker.settings import Settings
 from stream_worker.transports.base import Assigned, Commit, Delivery, Polled, Record, Topic
+from stream_worker.transports.kafka_producer import REQUEST_TIMEOUT_S, ListProducer
 
 log = structlog.get_logger(__name__)
 
-REQUEST_TIMEOUT_S = 5.0  # of one question to the broker on the main thread
-REBUILD_PAUSE_S = 1.0  # between two attempts to make a new producer
 FETCH_MAX_WAIT_MS = 500
-BATCH_BYTES = 64 * 1024  # the default 16 KiB costs a third more CPU a record
+
+
+def consumer_options(settings: Settings) -> dict[str, Any]:
+    """The consumer's settings."""
+    s = settings
+    return {
+        "bootstrap_servers": s.bootstrap.split(","),
+        "group_id": s.group,
+        "group_instance_id": s.group_instance_id,
+        "enable_auto_commit": False,
+        "auto_offset_reset": "none",  # where to start is ours to decide, always
+        "isolation_level": "read_committed",
+        "allow_auto_create_topics": False,
+        "partition_assignment_strategy": [CooperativeStickyAssignor],
+        "session_timeout_ms": int(s.session_timeout_s * 1000),
+        "heartbeat_interval_ms": int(s.session_timeout_s * 250),
+        "max_poll_interval_ms": max(60_000, int(s.session_timeout_s * 2000)),
+        "max_poll_records": s.max_poll_records,
+        "fetch_min_bytes": 1,
+        "fetch_max_wait_ms": FETCH_MAX_WAIT_MS,
+        "reconnect_backoff_max_ms": 1000,  # with the default two workers did not recover within a minute
+    }
 
 
 class KafkaTransport:
@@ -45,7 +65,7 @@ class KafkaTransport:
         self._names = (s.events_topic, *self._topics.values())
         self.partitions = 0
         self._consumer: KafkaConsumer | None = None
-        self._producer: _Producer | None = None
+        self._producer: ListProducer | None = None
         self._rebalances: deque[tuple[str, list[int]]] = deque()  # written by the client's IO thread
         self._unresolved: list[int] = []  # assigned, positions not yet asked for
         self._next: dict[int, int] = {}  # of partitions that deliver: the offset after the last record delivered
@@ -57,26 +77,12 @@ class KafkaTransport:
         """See `Transport`."""
         s = self._settings
         try:
-            self._producer = _Producer(s)
-            self._consumer = KafkaConsumer(
-                bootstrap_servers=s.bootstrap.split(","),
-                group_id=s.group,
-                group_instance_id=s.group_instance_id,
-                enable_auto_commit=False,
-                auto_offset_reset="none",  # where to start is ours to decide, always
-                isolation_level="read_committed",
-                allow_auto_create_topics=False,
-                partition_assignment_strategy=[CooperativeStickyAssignor],
-                session_timeout_ms=int(s.session_timeout_s * 1000),
-                heartbeat_interval_ms=int(s.session_timeout_s * 250),
-                max_poll_interval_ms=max(60_000, int(s.session_timeout_s * 2000)),
-                max_poll_records=s.max_poll_records,
-                fetch_min_bytes=1,
-                fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
-                reconnect_backoff_max_ms=1000,  # with the default two workers did not recover within a minute
-            )
+            self._producer = ListProducer(s)
+            self._consumer = KafkaConsumer(**consumer_options(s))
             # Asking first also loads the metadata, without which some joins hang for ever.
             partitions = {name: self._consumer.partitions_for_topic(name) for name in self._names}
+        except KafkaConfigurationError as error:
+            raise SettingsError(f"broker {s.bootstrap}: {error}.") from error
         except KafkaError as error:
             raise TransportError(f"broker {s.bootstrap}: {error}. Is it running, and the address right?") from error
         missing = [name for name, numbers in partitions.items() if not numbers]
@@ -104,6 +110,7 @@ class KafkaTransport:
                 raise
             log.warning("poll failed, trying again", error=str(error))
             batches = {}
+        self._mend_join()
         revoked = self._drain_rebalances()
         assigned = self._resolve()
         records: dict[int, Sequence[Record]] = {}
@@ -238,6 +245,16 @@ class KafkaTransport:
             self._fenced = result
         self._commits.append(Commit({one.partition: offset.offset for one, offset in offsets.items()}, cause))
 
+    def _mend_join(self) -> None:
+        """Ask again for a join that nobody waits for any more.
+
+        kafka-python 3.0.12: a rejoin because of new metadata, whose first poll gave up half-way, is never awaited
+        again, because the metadata is no longer new. The member stays "rebalancing": records come, commits are
+        refused, and heartbeats stop. While a join is under way the flag is set anyway: setting it does no harm.
+        """
+        if self._open_consumer.group_metadata().state is MemberState.REBALANCING:
+            self._open_consumer._coordinator.request_rejoin()  # noqa: SLF001 - there is no public way
+
     def _rebalanced(self, kind: str, partitions: Sequence[TopicPartition]) -> None:
         """On the client's IO thread: note it, and hold new partitions still until the main thread has looked."""
         if kind == "assigned" and partitions and self._consumer is not None:
@@ -290,87 +307,3 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_lost(self, lost: Sequence[TopicPartition]) -> None:
         self._note("lost", list(lost))
-
-
-class _Producer:
-    """An idempotent producer that is thrown away after its first failure: what it does then is not to be trusted."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._done: deque[Delivery] = deque()  # appended to by the client's IO thread
-        self.in_flight = 0
-        self._broken = False
-        self._tried_at = 0.0
-        self._client = self._connect()
-
-    def _connect(self) -> KafkaProducer:
-        s = self._settings
-        delivery_ms = int(s.delivery_timeout_s * 1000)
-        return KafkaProducer(
-            bootstrap_servers=s.bootstrap.split(","),
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=0,
-            batch_size=BATCH_BYTES,
-            delivery_timeout_ms=delivery_ms,
-            request_timeout_ms=delivery_ms,
-            max_block_ms=1000,
-            bootstrap_timeout_ms=int(REQUEST_TIMEOUT_S * 1000) if not self._broken else 1000,
-            reconnect_backoff_max_ms=1000,
-            allow_auto_create_topics=False,
-            metrics_enabled=False,
-        )
-
-    def send(
-        self, topic: str, key: bytes | None, value: bytes | None, token: Any, headers: list[tuple[str, bytes]]
-    ) -> None:
-        self.in_flight += 1
-        if self._broken:
-            self._done.append(Delivery(token, True, time.time()))
-            return
-        try:
-            future = self._client.send(topic, value, key, headers)
-        except KafkaError as error:
-            self._failed(token, error)
-        else:
-            future.add_callback(partial(self._acknowledged, token)).add_errback(partial(self._failed, token))
-
-    def deliveries(self) -> list[Delivery]:
-        done = [self._done.popleft() for _ in range(len(self._done))]
-        self.in_flight -= len(done)
-        return done
-
-    def usable(self) -> bool:
-        """Whether sending makes sense; makes a new client if the old one failed and a broker answers."""
-        if not self._broken:
-            return True
-        if time.monotonic() - self._tried_at < REBUILD_PAUSE_S:
-            return False
-        self._client.close(timeout=0)  # fails what is still in flight, so that it is made anew
-        try:
-            client = self._connect()
-        except KafkaError as error:
-            log.warning("no producer, trying again", error=str(error))
-        else:
-            self._client, self._broken = client, False
-            log.info("a new producer is ready")
-        self._tried_at = time.monotonic()
-        return not self._broken
-
-    def flush(self, timeout_s: float) -> None:
-        try:
-            self._client.flush(timeout=timeout_s)
-        except KafkaTimeoutError as error:
-            log.warning("records still unacknowledged", error=str(error))
-
-    def close(self) -> None:
-        self._client.close(timeout=0)
-
-    def _acknowledged(self, token: Any, _metadata: object) -> None:
-        self._done.append(Delivery(token, False, time.time()))
-
-    def _failed(self, token: Any, error: Exception) -> None:
-        if not self._broken:
-            self._broken = True
-            log.warning("a record was not acknowledged; a new producer will replace this one", error=str(error))
-        self._done.append(Delivery(token, True, time.time()))

@@ -32,6 +32,7 @@ def test_a_flag_wins_over_the_environment_over_the_default(monkeypatch: pytest.M
         (["--bundle", "x", "--http-port", "soon"], r"--http-port .*integer"),
         (["--bundle", "x", "--delivery-timeout-s", "10"], r"delivery_timeout_s \(10\) must be below"),
         (["--bundle"], r"--bundle"),
+        (["--bundle", "x", "--bootstrap", "localhost"], r"--bootstrap .*it should be host:port.*not 'localhost'"),
     ],
 )
 def test_a_wrong_setting_is_one_line_with_what_where_and_the_mend(argv: list[str], message: str) -> None:
