@@ -80,7 +80,8 @@ class Outbox:
         if self._resend and self.room:
             again, self._resend = self._resend, []
             for sent in again:
-                self.send(sent)
+                if not _is_late_tombstone(sent):
+                    self.send(sent)
 
     def settle(self) -> list[Sent]:
         """Look at what was delivered. Returns the lists that failed and that no newer list has replaced."""
@@ -118,6 +119,11 @@ class Outbox:
     def __len__(self) -> int:
         """How much is not acknowledged."""
         return len(self._outstanding) + len(self._resend)
+
+
+def _is_late_tombstone(sent: Sent) -> bool:
+    """A tombstone of a user who has come back would erase the newer list, which replaces the older one anyway."""
+    return sent.topic is Topic.RECOMMENDATIONS and sent.state.row(sent.user) is not None
 
 
 def _replaced(sent: Sent) -> bool:

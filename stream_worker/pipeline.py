@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stream_worker.batch import NO_ITEM, Feeds, Vocabulary, prepare, slices
 from stream_worker.bundle import Bundle
 from stream_worker.checkpoint import Owned, committable
-from stream_worker.errors import RejectedEventError
+from stream_worker.errors import DataError, RejectedEventError
 from stream_worker.fold import Fold
 from stream_worker.judge import Judge
 from stream_worker.messages import FORGET, NO_TIMESTAMP, Event, EventDecoder, TopK, encode_list, item_hash
@@ -158,6 +158,11 @@ class Pipeline:
         done = assigned.committed
         if done is None:
             done = assigned.start if settings.first_start == "earliest" else assigned.end
+        elif done > assigned.end:
+            raise DataError(
+                f"topic {settings.events_topic!r} partition {number}: group {settings.group!r} has read up to {done}, "
+                f"but the log ends at {assigned.end}. Was the topic deleted and made anew? Then choose another --group."
+            )
         elif done < assigned.start:
             lost = assigned.start - done
             log.error("events were deleted before they were read; raise the retention", partition=number, lost=lost)
@@ -225,7 +230,7 @@ class Pipeline:
         items: list[int] = []
         counts: Counter[str] = Counter()
         outcomes: Counter[Fold] = Counter()
-        marked = len(self.marked)
+        coalesced = 0
         for record, event in decoded:
             fresh = record.offset >= owned.restore_until
             if event.action == FORGET:
@@ -242,9 +247,11 @@ class Pipeline:
                 counts[event.action] += 1
                 rows.append(row)
                 items.append(item)
-                if (number, event.user) not in self.marked:
+                if (number, event.user) in self.marked:
+                    coalesced += 1
+                else:
                     self.marked[number, event.user] = Mark(record.offset, timestamp, owned.catching_up)
-        self._metrics.count_folds(counts, outcomes, coalesced=len(rows) - (len(self.marked) - marked))
+        self._metrics.count_folds(counts, outcomes, coalesced)
         if rows:
             known = self._bundle.items.rows_of(np.array(items, np.uint64))
             self._metrics.unknown_items.inc(int((known < 0).sum()))
@@ -259,7 +266,7 @@ class Pipeline:
         self.marked.pop((owned.state.number, user), None)
         if offset is not None:
             self._metrics.forgotten.inc()
-            self._outbox.send(Sent(owned.state, Topic.RECOMMENDATIONS, offset, user.encode(), None))
+            self._outbox.send(Sent(owned.state, Topic.RECOMMENDATIONS, offset, user.encode(), None, user))
 
     def _settle(self) -> None:
         """Users whose list did not arrive are marked again, from the first event it covered."""

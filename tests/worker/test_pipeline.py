@@ -9,6 +9,7 @@ import pytest
 
 from stream_worker.batch import Feeds
 from stream_worker.bundle import Bundle
+from stream_worker.errors import DataError
 from stream_worker.transports.base import Topic
 from stream_worker.transports.memory import Crash
 from tests.worker.oracle import expected, fold_log
@@ -154,6 +155,30 @@ def test_forget_erases_the_state_and_the_list(sasrec: Bundle) -> None:
     world.event("u1", "i2", second=9)
     world.settle()
     assert world.lists()[-1].events == 1
+
+
+def test_a_tombstone_that_failed_does_not_erase_the_list_of_a_user_who_came_back(sasrec: Bundle) -> None:
+    world = World(sasrec)
+    world.event("u1", "i1")
+    world.settle()
+    world.transport.fail_next = 1
+    world.log.append(b'{"user": "u1", "action": "forget"}', b"u1")
+    world.log.append(b'{"user": "u2", "action": "forget"}', b"u2")
+    world.event("u1", "i2", second=9)
+    world.settle()
+    world.settle()
+    values = [record.value for record in world.log.topics[Topic.RECOMMENDATIONS] if record.key == b"u1"]
+    assert values[-1] is not None
+    assert world.lists()[-1].events == 1
+    assert world.log.committed == {0: 4}
+
+
+def test_a_topic_that_was_made_anew_is_refused(sasrec: Bundle) -> None:
+    world = World(sasrec)
+    world.log.committed[0] = 7
+    world.restart()
+    with pytest.raises(DataError, match="has read up to 7, but the log ends at 0"):
+        world.pipeline.step(0)
 
 
 def test_nothing_is_committed_before_its_list_is_acknowledged(sasrec: Bundle) -> None:
