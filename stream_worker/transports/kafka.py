@@ -29,7 +29,9 @@ from stream_worker.transports.kafka_producer import REQUEST_TIMEOUT_S, ListProdu
 
 log = structlog.get_logger(__name__)
 
-FETCH_MAX_WAIT_MS = 500
+# A partition that was being read while a fetch of the others went out waits for that fetch to end: this long, if they
+# are silent. Measured at 200 events/s on two partitions: the worst second's p99 is 480 ms at 500, 125 ms at 100.
+FETCH_MAX_WAIT_MS = 100
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
