@@ -1,7 +1,9 @@
 """The producing half of the Kafka transport: idempotent, bounded, and replaced after any failure."""
 
+import gc
 import time
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,7 +17,7 @@ from stream_worker.transports.base import Delivery
 log = structlog.get_logger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0  # of one question to the broker on the main thread
-REBUILD_PAUSE_S = 1.0  # between two attempts to make a new producer
+RECONNECT_PAUSE_S = RECONNECT_TIMEOUT_S = 1.0  # between two attempts to make a new client, and of each
 BATCH_BYTES = 64 * 1024  # the default 16 KiB costs a third more CPU a record
 
 
@@ -46,18 +48,17 @@ class ListProducer:
         self.in_flight = 0
         self._broken = False
         self._tried_at = 0.0
-        self._client = self._connect()
+        self._client: KafkaProducer | None = self._connect(REQUEST_TIMEOUT_S)
 
-    def _connect(self) -> KafkaProducer:
-        patience_s = 1.0 if self._broken else REQUEST_TIMEOUT_S
-        return KafkaProducer(**producer_options(self._settings), bootstrap_timeout_ms=int(patience_s * 1000))
+    def _connect(self, timeout_s: float) -> KafkaProducer:
+        return KafkaProducer(**producer_options(self._settings), bootstrap_timeout_ms=int(timeout_s * 1000))
 
     def send(
         self, topic: str, key: bytes | None, value: bytes | None, token: Any, headers: list[tuple[str, bytes]]
     ) -> None:
         """Publish; `deliveries` brings the token back exactly once."""
         self.in_flight += 1
-        if self._broken:
+        if self._broken or self._client is None:
             self._done.append(Delivery(token, True, time.time()))
             return
         try:
@@ -74,24 +75,26 @@ class ListProducer:
         return done
 
     def usable(self) -> bool:
-        """Whether sending makes sense; makes a new client if the old one failed and a broker answers."""
+        """Whether sending makes sense; replaces a client that failed, once a broker answers."""
         if not self._broken:
             return True
-        if time.monotonic() - self._tried_at < REBUILD_PAUSE_S:
-            return False
-        self._client.close(timeout=0)  # fails what is still in flight, so that it is made anew
-        try:
-            client = self._connect()
-        except KafkaError as error:
-            log.warning("no producer, trying again", error=str(error))
-        else:
-            self._client, self._broken = client, False
-            log.info("a new producer is ready")
-        self._tried_at = time.monotonic()
+        self._abandon()
+        if time.monotonic() - self._tried_at > RECONNECT_PAUSE_S:
+            try:
+                self._client = self._connect(RECONNECT_TIMEOUT_S)
+            except KafkaError as error:
+                log.warning("no broker answers the producer, trying again", error=str(error))
+            else:
+                self._broken = False
+                log.info("a new producer is ready")
+            self._tried_at = time.monotonic()
+            gc.collect()  # a client that could not be made leaves its sockets in a cycle of references
         return not self._broken
 
     def flush(self, timeout_s: float) -> None:
         """Wait until nothing is in flight, or the time is over."""
+        if self._client is None:
+            return
         try:
             self._client.flush(timeout=timeout_s)
         except KafkaTimeoutError as error:
@@ -99,7 +102,20 @@ class ListProducer:
 
     def close(self) -> None:
         """Give it back; what is in flight may be lost."""
-        self._client.close(timeout=0)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """End the client at once, if there is one; what is in flight fails, and its tokens come back.
+
+        close() alone raises while anything is in flight, and then leaves its thread running.
+        """
+        if self._client is None:
+            return
+        self._client._sender.force_close()  # noqa: SLF001 - there is no public way
+        self._client._sender.join(REQUEST_TIMEOUT_S)  # noqa: SLF001
+        with suppress(KafkaError):
+            self._client.close(timeout=0)
+        self._client = None
 
     def _acknowledged(self, token: Any, _metadata: object) -> None:
         self._done.append(Delivery(token, False, time.time()))
