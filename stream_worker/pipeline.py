@@ -89,6 +89,8 @@ class Pipeline:
             settings.event_decoder,
         )
         self.actions = Actions(settings.excluding)
+        self._vocabulary = Vocabulary.of([], manifest.actions, manifest.excluding_actions)
+        self._vocabulary_names = 0  # of the actions' names, how many it covers
         self._outbox = Outbox(transport, metrics, manifest.model, settings.variant, settings.max_in_flight)
         self._judge = Judge(metrics, settings.variant, bundle.default_list[: self._k])
         self.owned: dict[int, Owned] = {}
@@ -286,9 +288,11 @@ class Pipeline:
         self._stalled = bool(self.marked) and not users
         if not users:
             return
-        vocabulary = Vocabulary.of(self.actions.names, manifest.actions, manifest.excluding_actions)
+        if len(self.actions.names) != self._vocabulary_names:
+            self._vocabulary_names = len(self.actions.names)
+            self._vocabulary = Vocabulary.of(self.actions.names, manifest.actions, manifest.excluding_actions)
         histories = Histories.concatenate(list(_gather(users)))
-        prepared = prepare(histories, self._bundle.items, vocabulary, manifest.L, self._exclude_seen)
+        prepared = prepare(histories, self._bundle.items, self._vocabulary, manifest.L, self._exclude_seen)
         messages: list[Sent] = []
         for index_b, feeds in slices(prepared, manifest.buckets):
             lap("batch")
