@@ -30,25 +30,26 @@ class Names:
     events: str = "events"
     recommendations: str = "recommendations"
     rejected: str = "events.rejected"
+    state: str = "stream-worker-state"
     group: str = "stream-worker"
 
     @classmethod
     def of_run(cls, moment: float) -> "Names":
         """Names that nobody else has, for a broker that is not ours."""
         stem = f"demo-{int(moment)}"
-        return cls(f"{stem}-events", f"{stem}-recommendations", f"{stem}-events.rejected", stem)
+        return cls(f"{stem}-events", f"{stem}-recommendations", f"{stem}-events.rejected", f"{stem}-state", stem)
 
     @property
     def topics(self) -> list[str]:
         """All topics."""
-        return [self.events, self.recommendations, self.rejected]
+        return [self.events, self.recommendations, self.rejected, self.state]
 
     @property
     def flags(self) -> list[str]:
         """For `stream-worker`'s commands."""
         return [
             "--events-topic", self.events, "--recommendations-topic", self.recommendations,
-            "--rejected-topic", self.rejected,
+            "--rejected-topic", self.rejected, "--state-topic", self.state,
         ]  # fmt: skip
 
 

@@ -71,14 +71,18 @@ class Metrics:
         self.pending_users = gauge("pending_users", "Users with events that no list covers yet.")
         self.publish_failures = counter("publish_failures", "Records not acknowledged in time and made anew.", "topic")
         self.checkpoint_seconds = histogram(
-            "checkpoint_seconds", "From the start of a commit of positions to its acceptance.", LATENCY_BUCKETS
+            "checkpoint_seconds", "From the copy of the changed states to their confirmation.", LATENCY_BUCKETS
         )
-        self.checkpoint_failures = counter("checkpoint_failures", "Commits of positions that failed.", "cause")
-        self.checkpoint_age = gauge("checkpoint_age_seconds", "Time since the last accepted commit of positions.")
+        self.checkpoint_failures = counter("checkpoint_failures", "Checkpoints not written and tried again.", "cause")
+        self.checkpoint_users = counter("checkpoint_users", "States written by checkpoints.")
+        self.checkpoint_age = gauge(
+            "checkpoint_age_seconds", "Time since all was written that a crash would make a worker fold again."
+        )
         self.restore_seconds = histogram(
             "restore_seconds", "From assignment of a partition to its state being complete.", LATENCY_BUCKETS
         )
         self.restoring = gauge("restoring", "1 while the partition's state is being rebuilt.", "partition")
+        self.topics_missing = gauge("topics_missing", "Topics that are gone or not to be seen.")
         self.rebalances = counter("rebalances", "Changes of the assignment.")
         self.in_flight_bytes = gauge("in_flight_bytes", "Keys and values produced and not yet acknowledged.")
         self.model_info = gauge("model_info", "1 for the model that is served.", "model", "variant", "device")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from stream_worker.metrics import Metrics
+from stream_worker.ownership import Lease
 from stream_worker.state import Partition
 from stream_worker.transports.base import Topic, Transport
 
@@ -48,14 +49,19 @@ class Outbox:
         metrics: counts lists and failures, observes event-to-list.
         model, variant: labels of the lists.
         max_in_flight: unacknowledged records at which there is no more room.
+        lease: while it is not valid nothing is published.
     """
 
-    def __init__(self, transport: Transport, metrics: Metrics, model: str, variant: str, max_in_flight: int) -> None:
+    def __init__(
+        self, transport: Transport, metrics: Metrics, model: str, variant: str, max_in_flight: int, lease: Lease
+    ) -> None:
         self._transport = transport
+        self._lease = lease
         self._max_in_flight = max_in_flight
         self.nbytes = 0  # of keys and values that are not acknowledged
         self._outstanding: set[Sent] = set()
         self._resend: list[Sent] = []
+        self._unsent: list[Sent] = []  # lists that were not published, because the lease had run out
         self._lists = metrics.lists.labels(model=model, variant=variant)
         self._failures = {topic: metrics.publish_failures.labels(topic=topic.value) for topic in Topic}
         self._event_to_list = {
@@ -64,13 +70,16 @@ class Outbox:
 
     @property
     def room(self) -> int:
-        """Records that may be sent now; 0 while the broker is away."""
-        if not self._transport.writable:
+        """Records that may be sent now; 0 while the broker is away, or others may own our partitions."""
+        if not self._lease.valid or not self._transport.writable:
             return 0
         return max(0, self._max_in_flight - self._transport.in_flight)
 
     def send(self, sent: Sent) -> None:
         """Publish, and remember."""
+        if not self._lease.valid:
+            (self._unsent if sent.mark else self._resend).append(sent)
+            return
         self._outstanding.add(sent)
         self.nbytes += sent.nbytes
         self._transport.publish(sent.topic, sent.key, sent.value, sent, sent.headers)
@@ -85,7 +94,7 @@ class Outbox:
 
     def settle(self) -> list[Sent]:
         """Look at what was delivered. Returns the lists that failed and that no newer list has replaced."""
-        failed: list[Sent] = []
+        failed, self._unsent = self._unsent, []
         lists = 0
         for sent, has_failed, at in self._transport.deliveries():
             if sent not in self._outstanding:
@@ -98,9 +107,7 @@ class Outbox:
             elif sent.mark:
                 lists += 1
                 self._event_to_list[sent.mark.catching_up].observe(max(0.0, at - sent.mark.oldest_timestamp / 1000))
-                row = sent.state.row(sent.user)
-                if row is not None and sent.applied_offset > sent.state.listed_offset[row]:
-                    sent.state.listed_offset[row] = sent.applied_offset
+                sent.state.listed(sent.user, sent.applied_offset)
         if lists:
             self._lists.inc(lists)
         return [sent for sent in failed if not _replaced(sent)]
@@ -109,16 +116,19 @@ class Outbox:
         """Forget what concerns a partition that is no longer ours."""
         self._outstanding = {sent for sent in self._outstanding if sent.state is not state}
         self._resend = [sent for sent in self._resend if sent.state is not state]
+        self._unsent = [sent for sent in self._unsent if sent.state is not state]
         self.nbytes = sum(sent.nbytes for sent in self._outstanding)
 
-    def __iter__(self) -> Iterator[Sent]:
-        """All that is not acknowledged."""
-        yield from self._outstanding
-        yield from self._resend
+    @property
+    def held_back(self) -> Iterator[tuple[int, int]]:
+        """(partition, offset) of the events whose rejection or erasure is not acknowledged."""
+        for sent in (*self._outstanding, *self._resend):
+            if sent.mark is None:
+                yield sent.state.number, sent.offset
 
     def __len__(self) -> int:
         """How much is not acknowledged."""
-        return len(self._outstanding) + len(self._resend)
+        return len(self._outstanding) + len(self._resend) + len(self._unsent)
 
 
 def _is_late_tombstone(sent: Sent) -> bool:

@@ -4,9 +4,10 @@ A user with events that no list covers is *marked*. A step folds what was polled
 serves marked users, oldest first. A list that fails to arrive marks its user again, so the newest list wins.
 """
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,22 +17,24 @@ from numpy.typing import NDArray
 
 from stream_worker.batch import NO_ITEM, Feeds, Vocabulary, prepare, slices
 from stream_worker.bundle import Bundle
-from stream_worker.checkpoint import Owned, committable
-from stream_worker.errors import DataError, RejectedEventError
+from stream_worker.checkpoint import Checkpoints
+from stream_worker.errors import RejectedEventError
 from stream_worker.fold import Fold
 from stream_worker.judge import Judge
 from stream_worker.messages import FORGET, NO_TIMESTAMP, Event, EventDecoder, TopK, encode_list, item_hash
 from stream_worker.metrics import Metrics, Stopwatch
 from stream_worker.outbox import Mark, Outbox, Sent
+from stream_worker.ownership import Lease, Owned, Ownership
+from stream_worker.rejects import Breaker, rejected
 from stream_worker.settings import Settings
 from stream_worker.state import Actions, Histories, Partition
-from stream_worker.transports.base import Assigned, Polled, Record, Topic, Transport
+from stream_worker.transports.base import Cause, Polled, Record, Topic, Transport
 
 log = structlog.get_logger(__name__)
 
 USERS_PER_STEP = 256  # enough to sort into even batches, few enough to poll again soon
 CATCHING_UP_RECORDS = 1000
-MAX_REJECTED_BYTES = 900_000  # of a value on the rejected topic: with its headers below the broker's 1 MB
+OBSERVE_INTERVAL_S = 1.0  # lag and sizes
 SCORE_DECIMALS = 6
 
 
@@ -91,25 +94,27 @@ class Pipeline:
         self.actions = Actions(settings.excluding)
         self._vocabulary = Vocabulary.of([], manifest.actions, manifest.excluding_actions)
         self._vocabulary_names = 0  # of the actions' names, how many it covers
-        self._outbox = Outbox(transport, metrics, manifest.model, settings.variant, settings.max_in_flight)
+        self._lease = Lease(transport, settings.session_timeout_s)
+        self._outbox = Outbox(transport, metrics, manifest.model, settings.variant, settings.max_in_flight, self._lease)
+        self._breaker = Breaker(settings.events_topic, settings.max_reject_share)
         self._judge = Judge(metrics, settings.variant, bundle.default_list[: self._k])
-        self.owned: dict[int, Owned] = {}
+        self.owned = Ownership(settings, transport, metrics, self.actions, self._k)
+        self._checkpoints = Checkpoints(settings, transport, metrics, self.actions)
         self.marked: dict[tuple[int, str], Mark] = {}  # insertion order: whose first event came first
         self._stalled = False  # users are marked, but nothing may be sent
-        self._checkpoint_at = self._committed_at = time.monotonic()
-        self._committing_since: float | None = None
+        self._observed_at = -math.inf
 
     def step(self, timeout_s: float) -> None:
         """Everything once, in the order of the eight verbs. Waits for records at most `timeout_s`."""
         lap = self._lap
         lap.start()
+        self._lease.renew()
         polled = self._transport.poll(0 if self.marked and not self._stalled else timeout_s)
         lap("poll")
-        self._rebalance(polled)
+        self._follow(polled)
         decoded = self._decode(polled)
         lap("decode")
         self._fold(polled, decoded)
-        self._note_restored()
         self._settle()
         lap("fold")
         self._serve()  # batch, infer, encode, publish
@@ -117,105 +122,59 @@ class Pipeline:
         lap("checkpoint")
 
     def drain(self, timeout_s: float) -> bool:
-        """Serve every marked user, wait for the acknowledgements, commit. Whether nothing was left undone."""
+        """Serve every marked user, wait for the acknowledgements, checkpoint. Whether nothing was left undone."""
         deadline = time.monotonic() + timeout_s
         self._lap.start()
+        self._transport.hold(True)
         while (self.marked or len(self._outbox)) and time.monotonic() < deadline:
+            self._lease.renew()
+            self._follow(self._transport.poll(0))
             self._serve()
             self._transport.flush(min(0.1, max(0.0, deadline - time.monotonic())))
             self._settle()
-        positions = self._positions()
-        committed = not positions or self._transport.commit_now(positions, max(1.0, deadline - time.monotonic()))
-        return committed and not self.marked and not len(self._outbox)
+        written = self._checkpoints.finish(self.owned, self._outbox.held_back, max(deadline, time.monotonic() + 1))
+        return written and not self.marked and not len(self._outbox)
 
     @property
-    def restored(self) -> bool:
-        """Whether the state of every partition is complete."""
-        return not any(one.restoring for one in self.owned.values())
+    def problem(self) -> str | None:
+        """Why lists are not fresh or states not exact everywhere, or None."""
+        if not self.owned.restored:
+            return "restoring"
+        failure = self._checkpoints.failure
+        return f"checkpoints are not written: {failure.message}" if failure else None
 
     # -- poll: partitions come and go ----------------------------------------------------------------------------
 
-    def _rebalance(self, polled: Polled) -> None:
-        if polled.revoked or polled.assigned:
-            self._metrics.rebalances.inc()
-            gained = sorted(one.partition for one in polled.assigned)
-            log.info("rebalance", revoked=sorted(polled.revoked), assigned=gained)
-        for number in polled.revoked:
-            self._drop(number)
-        for assigned in polled.assigned:
-            self._drop(assigned.partition)
-            self._take(assigned)
-
-    def _drop(self, number: int) -> None:
-        """Another worker has the partition: what we know of it is worth nothing, and must not be published."""
-        owned = self.owned.pop(number, None)
-        if owned is not None:
+    def _follow(self, polled: Polled) -> None:
+        """Forget what is no longer ours: it must not be published. Serve whom a restored partition owes a list."""
+        dropped, restored = self.owned.follow(polled)
+        for owned in dropped:
+            number = owned.state.number
             self.marked = {key: mark for key, mark in self.marked.items() if key[0] != number}
             self._outbox.drop(owned.state)
-            self._metrics.drop_partition(number)
-
-    def _take(self, assigned: Assigned) -> None:
-        """Fold the partition from the first record the log still has; those the group is done with get no list."""
-        number, settings = assigned.partition, self._settings
-        done = assigned.committed
-        if done is None:
-            done = assigned.start if settings.first_start == "earliest" else assigned.end
-        elif done > assigned.end:
-            raise DataError(
-                f"topic {settings.events_topic!r} partition {number}: group {settings.group!r} has read up to {done}, "
-                f"but the log ends at {assigned.end}. Was the topic deleted and made anew? Then choose another --group."
-            )
-        elif done < assigned.start:
-            lost = assigned.start - done
-            log.error("events were deleted before they were read; raise the retention", partition=number, lost=lost)
-            self._metrics.lost_events.inc(lost)
-        state = Partition(number, settings.history_length, settings.excluded_length, self._k)
-        committed = -1 if assigned.committed is None else assigned.committed
-        self.owned[number] = Owned(state, done, assigned.start, committed, time.monotonic())
-        self._metrics.restoring.labels(partition=number).set(1)
-        self._transport.seek(number, assigned.start)
-
-    def _note_restored(self) -> None:
-        for number, owned in self.owned.items():
-            if owned.restoring and self._transport.position(number) >= owned.restore_until:
-                owned.restoring = False
-                seconds = time.monotonic() - owned.assigned_at
-                self._metrics.restoring.labels(partition=number).set(0)
-                self._metrics.restore_seconds.observe(seconds)
-                log.info("restored", partition=number, users=len(owned.state), seconds=round(seconds, 3))
+        for owned in restored:
+            for user, row in owned.state.owed():
+                offset, timestamp = owned.state.applied_offset[row], owned.state.timestamp[row]
+                self.marked[owned.state.number, user] = Mark(int(offset), int(timestamp), owned.catching_up)
 
     # -- decode --------------------------------------------------------------------------------------------------
 
     def _decode(self, polled: Polled) -> dict[int, list[Decoded]]:
         decode, keyed = self._decode_event, self._transport.keyed
         decoded: dict[int, list[Decoded]] = {}
+        rejects, reason = 0, ""
         for number, records in polled.records.items():
             events = decoded[number] = []
             for record in records:
                 try:
                     events.append(Decoded(record, decode(record.key, record.value, record.timestamp, keyed)))
                 except RejectedEventError as error:
-                    self._reject(self.owned[number], record, error)
+                    rejects, reason = rejects + 1, str(error)
+                    self._metrics.rejected.labels(reason=error.reason).inc()
+                    self._outbox.send(rejected(self._settings.events_topic, self.owned[number].state, record, error))
+        if decoded:
+            self._breaker.count(sum(len(records) for records in polled.records.values()), rejects, reason)
         return decoded
-
-    def _reject(self, owned: Owned, record: Record, error: RejectedEventError) -> None:
-        if record.offset < owned.restore_until:
-            return  # rejected before the restart
-        self._metrics.rejected.labels(reason=error.reason).inc()
-        value = record.value or b""
-        headers = {
-            "topic": self._settings.events_topic,
-            "partition": str(owned.state.number),
-            "offset": str(record.offset),
-            "stage": "decode",
-            "exception.class.name": error.reason,
-            "exception.message": str(error),
-        }
-        if len(value) > MAX_REJECTED_BYTES:
-            headers["truncated.from.bytes"] = str(len(value))
-            value = value[:MAX_REJECTED_BYTES]
-        encoded = [(f"__connect.errors.{name}", text.encode(errors="replace")) for name, text in headers.items()]
-        self._outbox.send(Sent(owned.state, Topic.REJECTED, record.offset, record.key, value, headers=encoded))
 
     # -- fold ----------------------------------------------------------------------------------------------------
 
@@ -228,22 +187,19 @@ class Pipeline:
 
     def _fold_partition(self, owned: Owned, decoded: Sequence[Decoded]) -> None:
         state, actions, number = owned.state, self.actions, owned.state.number
-        rows: list[int] = []  # of the events that count: not from before a restart, not repeated
+        rows: list[int] = []  # of the events that count
         items: list[int] = []
         counts: Counter[str] = Counter()
         outcomes: Counter[Fold] = Counter()
         coalesced = 0
         for record, event in decoded:
-            fresh = record.offset >= owned.restore_until
             if event.action == FORGET:
-                self._forget(owned, event.user, record.offset if fresh else None)
+                self._forget(state, event.user, record.offset)
                 continue
             action, item = actions.code(event.action), item_hash(event.item)
             timestamp = event.time_ms if record.timestamp == NO_TIMESTAMP else record.timestamp
             self._log_time_ms = max(self._log_time_ms, timestamp)
             row, outcome = state.fold(event, item, action, actions.excluding[action], record.offset, timestamp)
-            if not fresh:
-                continue
             outcomes[outcome] += 1
             if outcome < Fold.DUPLICATE:
                 counts[event.action] += 1
@@ -262,13 +218,15 @@ class Pipeline:
             )
             self._judge.judge(state.listed_items[rows], known)
 
-    def _forget(self, owned: Owned, user: str, offset: int | None) -> None:
-        """Erase a user, and the user's list unless that was done before a restart (`offset` None)."""
-        owned.state.forget(user)
-        self.marked.pop((owned.state.number, user), None)
-        if offset is not None:
-            self._metrics.forgotten.inc()
-            self._outbox.send(Sent(owned.state, Topic.RECOMMENDATIONS, offset, user.encode(), None, user))
+    def _forget(self, state: Partition, user: str, offset: int) -> None:
+        """Erase a user, and the user's list."""
+        row = state.row(user)
+        if row is not None and state.applied_offset[row] > offset:
+            return  # replayed: the user was erased then, and has come back since
+        state.forget(user)
+        self.marked.pop((state.number, user), None)
+        self._metrics.forgotten.inc()
+        self._outbox.send(Sent(state, Topic.RECOMMENDATIONS, offset, user.encode(), None, user))
 
     def _settle(self) -> None:
         """Users whose list did not arrive are marked again, from the first event it covered."""
@@ -332,7 +290,7 @@ class Pipeline:
             filled = filled_B[b]
             state.listed_items[row, :filled] = rows_BK[b, :filled]
             state.listed_items[row, filled:] = NO_ITEM
-            applied = int(state.applied_offset[row])
+            applied, epoch = int(state.applied_offset[row]), self.owned[state.number].epoch
             top = TopK(
                 user=user,
                 items=items_BK[b][:filled],
@@ -345,6 +303,7 @@ class Pipeline:
                 received_time=int(state.timestamp[row]),
                 published_time=published_ms,
                 partition=state.number,
+                epoch=epoch,
                 offset=applied,
             )
             key, value = user.encode(), encode_list(top)
@@ -364,55 +323,28 @@ class Pipeline:
     # -- checkpoint ----------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        """See what became of the commit under way; once an interval, start the next one. There is one at a time."""
+        failed = self._checkpoints.step(self.owned, self._outbox.held_back)
+        if failed is not None and failed.cause is Cause.MEMBERSHIP:
+            self._lease.doubt()
         now = time.monotonic()
-        for positions, cause in self._transport.commits():
-            self._note_commit(positions, cause, now)
-        if now - self._checkpoint_at < self._settings.checkpoint_interval_s:
-            return
-        if self._committing_since is not None and now - self._committing_since < self._settings.session_timeout_s:
-            return
-        self._checkpoint_at = now
-        positions = self._positions()
-        if positions:
-            self._committing_since = now
-            self._transport.commit(positions)
-        elif not self.marked and not len(self._outbox):
-            self._committed_at = now  # nothing is owed
-        self._observe(now)
-
-    def _note_commit(self, positions: Mapping[int, int], cause: str | None, now: float) -> None:
-        started, self._committing_since = self._committing_since, None
-        if cause is not None:
-            self._metrics.checkpoint_failures.labels(cause=cause).inc()
-            return
-        self._committed_at = now
-        if started is not None:
-            self._metrics.checkpoint_seconds.observe(now - started)
-        for number, offset in positions.items():
-            if number in self.owned:
-                self.owned[number].committed = max(offset, self.owned[number].committed)
-
-    def _positions(self) -> dict[int, int]:
-        def unanswered() -> Iterator[tuple[int, int]]:
-            yield from ((number, mark.first_offset) for (number, _), mark in self.marked.items())
-            yield from ((sent.state.number, sent.offset) for sent in self._outbox)
-
-        return committable(self.owned, unanswered())
+        if now - self._observed_at >= OBSERVE_INTERVAL_S:
+            self._observed_at = now
+            self._observe()
 
     def _now_ms(self) -> int:
         return self._log_time_ms if self._clock is None else int(self._clock() * 1000)
 
-    def _observe(self, now: float) -> None:
+    def _observe(self) -> None:
         metrics, lag, now_ms = self._metrics, self._transport.lag(), self._now_ms()
         for number, owned in self.owned.items():
+            if owned.restoring:
+                continue
             behind = lag.get(number, 0)
-            age_s = max(0, now_ms - owned.timestamp) / 1000 if behind else 0.0
+            age_s = max(0, now_ms - owned.timestamp) / 1000 if behind and owned.timestamp else 0.0
             owned.catching_up = behind > CATCHING_UP_RECORDS and age_s > self._settings.stale_after_s
             metrics.lag_records.labels(partition=number).set(behind)
             metrics.lag_seconds.labels(partition=number).set(age_s)
             metrics.users.labels(partition=number).set(len(owned.state))
-        metrics.checkpoint_age.set(now - self._committed_at)
         metrics.state_bytes.set(sum(owned.state.nbytes for owned in self.owned.values()))
         metrics.pending_users.set(len(self.marked))
         metrics.in_flight_bytes.set(self._outbox.nbytes)

@@ -37,6 +37,9 @@ class KafkaSettings(BaseSettings):
     bootstrap: str = Field("localhost:9092", description="Kafka brokers, host:port, comma-separated.")
     events_topic: str = Field("events", description="Topic of clicks and views, keyed by user.")
     recommendations_topic: str = Field("recommendations", description="Topic of the lists, keyed by user, compacted.")
+    state_topic: str = Field(
+        "stream-worker-state", description="Topic of the users' states, compacted; as many partitions as the events'."
+    )
     rejected_topic: str = Field("events.rejected", description="Topic of events that are not well formed.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "pretty"] = Field(
@@ -61,7 +64,11 @@ class Settings(KafkaSettings):
         None, description="Static membership: a name that survives a restart, such as the pod's."
     )
     first_start: Literal["earliest", "latest"] = Field(
-        "earliest", description="Where a group without a position begins to publish lists."
+        "earliest", description="Where a partition without a state begins: the oldest event retained, or the next one."
+    )
+    on_lost_events: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="When events were deleted by retention before they were folded: stop, or count them and go on.",
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -98,7 +105,18 @@ class Settings(KafkaSettings):
         2000, ge=1, le=100_000, description="Most records of one poll; under load, more of them share a list."
     )
     poll_timeout_s: float = Field(0.02, gt=0, le=1, description="Longest wait of one poll when there is nothing to do.")
-    checkpoint_interval_s: float = Field(1, gt=0, le=60, description="Time between two commits of positions.")
+    checkpoint_interval_s: float = Field(
+        1, gt=0, le=3600, description="Time between two checkpoints: what a crash makes a worker fold again."
+    )
+    max_dirty_users: int = Field(
+        10_000, ge=1, description="Changed users at which a checkpoint does not wait for its time."
+    )
+    max_reject_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Of the last 10,000 events: with more of them rejected, the worker stops; 1 never stops it.",
+    )
     session_timeout_s: float = Field(10, ge=1, le=300, description="A silent worker loses its partitions after this.")
     delivery_timeout_s: float = Field(
         6, gt=0, description="A list unacknowledged for so long is made anew; below session_timeout_s."

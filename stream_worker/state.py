@@ -59,12 +59,29 @@ class Histories:
     excluded_actions_BE: NDArray[np.uint16]
     excluded_length_B: NDArray[np.int32]
 
+    def __len__(self) -> int:
+        """B."""
+        return len(self.length_B)
+
     @classmethod
     def concatenate(cls, parts: Sequence["Histories"]) -> "Histories":
         """The users of all parts, in order."""
         if len(parts) == 1:
             return parts[0]
         return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
+
+
+@dataclass
+class Copy:
+    """Users as they are at one moment, a row a user, and those who are no longer held."""
+
+    users: list[str]
+    histories: Histories
+    events_B: NDArray[np.int64]
+    applied_offset_B: NDArray[np.int64]
+    listed_offset_B: NDArray[np.int64]
+    timestamp_B: NDArray[np.int64]
+    gone: list[str]
 
 
 class Partition:
@@ -78,6 +95,7 @@ class Partition:
 
     def __init__(self, number: int, history_length: int, excluded_length: int, list_length: int) -> None:
         self.number = number
+        self.changed: set[str] = set()  # users whose exact state is not what the last `take_changed` copied
         self.users: list[str | None] = []  # row -> user
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
@@ -159,15 +177,55 @@ class Partition:
         self.events[row] += 1
         self.applied_offset[row] = offset
         self.timestamp[row] = timestamp
+        self.changed.add(event.user)
         return row, outcome
 
-    def forget(self, user: str) -> int | None:
-        """Erase a user; returns the row that was the user's, or None if there was none."""
+    def forget(self, user: str) -> None:
+        """Erase a user."""
+        self.changed.add(user)
         row = self._rows.pop(user, None)
         if row is not None:
             self.users[row] = None
             self._free.append(row)
-        return row
+
+    def listed(self, user: str, offset: int) -> None:
+        """A list that covers the user's events up to `offset` is acknowledged."""
+        row = self._rows.get(user)
+        if row is not None and offset > self.listed_offset[row]:
+            self.listed_offset[row] = offset
+            self.changed.add(user)
+
+    def owed(self) -> list[tuple[str, int]]:
+        """Users, with their rows, whose last event no acknowledged list covers; the longest waiting first."""
+        count = len(self.users)
+        (rows,) = np.nonzero(self.listed_offset[:count] < self.applied_offset[:count])
+        rows = rows[np.argsort(self.applied_offset[rows])]
+        return [(user, row) for row in rows.tolist() if (user := self.users[row]) is not None]
+
+    def take_changed(self) -> Copy:
+        """Copy the users that changed since the last call."""
+        changed, self.changed = self.changed, set()
+        users = [user for user in changed if user in self._rows]
+        rows_B = np.array([self._rows[user] for user in users], np.intp)
+        return Copy(
+            users,
+            self.gather(rows_B),
+            self.events[rows_B],
+            self.applied_offset[rows_B],
+            self.listed_offset[rows_B],
+            self.timestamp[rows_B],
+            [user for user in changed if user not in self._rows],
+        )
+
+    def place(self, user: str) -> int:
+        """The row of a user whose state is about to be written there by a restore; a new one if needed."""
+        row = self._rows.get(user)
+        return self._add(user) if row is None else row
+
+    def erase(self, user: str) -> None:
+        """Erase a user as the changelog says: that is no change to write there."""
+        self.forget(user)
+        self.changed.discard(user)
 
     def gather(self, rows_B: Sequence[int] | NDArray[Any]) -> Histories:
         """Copies of these users' exact state."""

@@ -1,42 +1,102 @@
 """The topics that a deployment needs: check them, create those that are missing."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
+import kafka
 import kafka.errors
+import structlog
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from stream_worker.errors import DataError, TransportError
-from stream_worker.settings import TopicsSettings
+from stream_worker.errors import DataError, SettingsError, TransportError
+from stream_worker.settings import KafkaSettings, TopicsSettings
+
+log = structlog.get_logger(__name__)
 
 TIMEOUT_MS = 10_000
+OLDEST_CLIENT = (3, 0, 12)
+MAX_LIST_AGE_MS = 5000  # below the least session timeout that a broker allows (6 s by default)
 
 
 @dataclass(frozen=True)
 class TopicSpec:
-    """What a topic must look like; `configs` are checked, and set at creation."""
+    """What a topic must look like; `configs` are checked, and set at creation.
+
+    compacted: whether a worker refuses the topic if it is not.
+    """
 
     name: str
     configs: dict[str, str] = field(default_factory=dict)
+    compacted: bool = False
 
 
 @dataclass(frozen=True)
 class TopicReport:
-    """What was found: `problem` and `mend` are empty if all is well."""
+    """What was found: `problem` is empty if all is well."""
 
     name: str
     partitions: int
+    topic_id: str = ""
     created: bool = False
     problem: str = ""
+    fatal: bool = False  # whether a worker refuses it
 
 
-def specifications(settings: TopicsSettings) -> list[TopicSpec]:
-    """The topics and their settings (docs/formats.md)."""
+def specifications(settings: KafkaSettings) -> list[TopicSpec]:
+    """The topics and their settings (docs/formats.md), the events first."""
     return [
         TopicSpec(settings.events_topic, {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}),
-        TopicSpec(settings.recommendations_topic, {"cleanup.policy": "compact"}),
+        TopicSpec(
+            settings.recommendations_topic,
+            # The broker refuses a list that a stalled worker handed over before it stalled (docs/guarantees.md, 8).
+            {
+                "cleanup.policy": "compact",
+                "message.timestamp.type": "CreateTime",
+                "message.timestamp.before.max.ms": str(MAX_LIST_AGE_MS),
+            },
+        ),
+        TopicSpec(settings.state_topic, {"cleanup.policy": "compact"}, compacted=True),
         TopicSpec(settings.rejected_topic, {"cleanup.policy": "delete"}),
     ]
+
+
+def away(settings: KafkaSettings, error: Exception) -> TransportError:
+    """What a broker that does not answer is to the user."""
+    return TransportError(f"broker {settings.bootstrap}: {error}. Is it running, and the address right?")
+
+
+def inspect(settings: KafkaSettings) -> TopicReport:
+    """Look at the topics before a worker starts on them. Returns the events topic's report; warns of what is not fatal.
+
+    Raises:
+        SettingsError: the Kafka client is too old.
+        TransportError: the broker does not answer.
+        DataError: a topic is missing, or would make states wrong later.
+    """
+    if tuple(int(part) for part in kafka.__version__.split(".")[:3]) < OLDEST_CLIENT:
+        oldest = ".".join(map(str, OLDEST_CLIENT))
+        raise SettingsError(
+            f"kafka-python {kafka.__version__}: before {oldest} it loses track of records it could not send. "
+            f"Install kafka-python {oldest} or newer."
+        )
+    with _admin(settings) as admin:
+        reports = [_check(admin, spec) for spec in specifications(settings)]
+    problems = [f"{report.name}: {report.problem}" for report in reports if report.fatal]
+    if problems:
+        raise DataError(f"broker {settings.bootstrap}: {'; '.join(problems)}. See docs/formats.md, Topics.")
+    for report in reports:
+        if report.problem:
+            log.warning("a topic is not as it should be", topic=report.name, problem=report.problem)
+    events, _, state, _ = reports
+    if events.partitions != state.partitions:
+        raise DataError(
+            f"topic {state.name!r} has {state.partitions} partitions, but {events.name!r} has {events.partitions}: a "
+            "state lies in the partition of its events. Name a new --state-topic, and make it with `stream-worker "
+            "topics --create`."
+        )
+    return events
 
 
 def check_topics(settings: TopicsSettings) -> list[TopicReport]:
@@ -46,41 +106,78 @@ def check_topics(settings: TopicsSettings) -> list[TopicReport]:
         TransportError: the broker does not answer.
         DataError: it refuses to create a topic.
     """
+    with _admin(settings) as admin:
+        created = _create(admin, settings) if settings.create else set()
+        reports = [_check(admin, spec) for spec in specifications(settings)]
+    return [replace(report, created=report.name in created) for report in reports]
+
+
+@contextmanager
+def _admin(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
+    """A client, whose exceptions are ours."""
     try:
         admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap.split(","), bootstrap_timeout_ms=TIMEOUT_MS)
     except kafka.errors.KafkaError as error:
-        raise TransportError(f"broker {settings.bootstrap}: {error}. Is it running, and the address right?") from error
+        raise away(settings, error) from error
     try:
-        return [_check(admin, spec, settings) for spec in specifications(settings)]
+        yield admin
     except kafka.errors.KafkaError as error:
+        if error.retriable:
+            raise away(settings, error) from error
         raise DataError(f"topics on {settings.bootstrap}: {type(error).__name__}: {error}") from error
     finally:
         admin.close()
 
 
-def _check(admin: KafkaAdminClient, spec: TopicSpec, settings: TopicsSettings) -> TopicReport:
-    partitions = _partitions(admin, spec.name)
-    if not partitions and not settings.create:
-        return TopicReport(spec.name, 0, problem="missing: run `stream-worker topics --create`")
+def _create(admin: KafkaAdminClient, settings: TopicsSettings) -> set[str]:
+    """Make what is missing; returns the names. The state topic gets as many partitions as the events have."""
+    existing = set(admin.list_topics())
+    created = set()
+    partitions = settings.partitions
+    if settings.events_topic in existing:
+        partitions = _describe(admin, settings.events_topic)[0]
+    for spec in specifications(settings):
+        if spec.name not in existing:
+            options = {
+                "num_partitions": partitions if spec.name == settings.state_topic else settings.partitions,
+                "replication_factor": settings.replication_factor,
+                "configs": spec.configs,
+            }
+            admin.create_topics({spec.name: options}, timeout_ms=TIMEOUT_MS, wait_for_metadata=True)
+            created.add(spec.name)
+    return created
+
+
+def _check(admin: KafkaAdminClient, spec: TopicSpec) -> TopicReport:
+    partitions, topic_id = _describe(admin, spec.name)
     if not partitions:
-        options = {
-            "num_partitions": settings.partitions,
-            "replication_factor": settings.replication_factor,
-            "configs": spec.configs,
-        }
-        admin.create_topics({spec.name: options}, timeout_ms=TIMEOUT_MS, wait_for_metadata=True)
-        return TopicReport(spec.name, settings.partitions, created=True)
-    found = _configs(admin, spec)
+        return TopicReport(spec.name, 0, problem="missing: run `stream-worker topics --create`", fatal=True)
+    try:
+        found = _configs(admin, spec)
+    except kafka.errors.AuthorizationError as error:
+        problem = f"its settings cannot be read ({type(error).__name__}): grant DescribeConfigs, or check them by hand"
+        return TopicReport(spec.name, partitions, topic_id, problem=problem)
     wrong = [
-        f"{name} is {found.get(name)}, not {value}" for name, value in spec.configs.items() if found.get(name) != value
+        f"{name} is {found.get(name)}, not {value}"
+        for name, value in spec.configs.items()
+        if not _meets(found, name, value)
     ]
-    return TopicReport(spec.name, partitions, problem="; ".join(wrong))
+    fatal = spec.compacted and "compact" not in found.get("cleanup.policy", "")
+    return TopicReport(spec.name, partitions, topic_id, problem="; ".join(wrong), fatal=fatal)
 
 
-def _partitions(admin: KafkaAdminClient, name: str) -> int:
+def _meets(found: dict[str, str], name: str, wanted: str) -> bool:
+    if name == "message.timestamp.before.max.ms":
+        return int(found.get(name, 2**63)) <= int(wanted)
+    return found.get(name) == wanted
+
+
+def _describe(admin: KafkaAdminClient, name: str) -> tuple[int, str]:
+    """Partitions and id of a topic; 0 if there is none."""
     if name not in admin.list_topics():
-        return 0
-    return len(admin.describe_topics([name])[0]["partitions"])
+        return 0, ""
+    topic = admin.describe_topics([name])[0]
+    return len(topic["partitions"]), str(topic["topic_id"])
 
 
 def _configs(admin: KafkaAdminClient, spec: TopicSpec) -> dict[str, str]:

@@ -20,6 +20,7 @@ from stream_worker.transports.base import Transport
 log = structlog.get_logger(__name__)
 
 ALIVE_WITHIN_S = 30  # without a completed step for so long, the process is stuck
+READY_CHECK_S = 0.5
 RETRY_S = 1.0  # between two attempts to reach a broker at start
 
 
@@ -87,12 +88,12 @@ class Worker:
             self._pipeline.step(self._settings.poll_timeout_s)
             self._beat = time.monotonic()
             self._metrics.last_step.set_to_current_time()
-            if self._beat - self._ready_checked_at > self._settings.checkpoint_interval_s:
+            if self._beat - self._ready_checked_at > READY_CHECK_S:
                 self._ready_checked_at = self._beat
                 self._check_ready()
 
     def shutdown(self) -> None:
-        """Publish what is folded, commit, leave."""
+        """Publish what is folded, checkpoint, leave."""
         self._not_ready = "stopping"
         assert self._pipeline is not None
         start = time.monotonic()
@@ -134,10 +135,8 @@ class Worker:
             self._not_ready = "waiting for partitions"
         elif contact_age_s > self._settings.session_timeout_s:
             self._not_ready = f"the broker has not answered for {contact_age_s:.0f} s"
-        elif not self._pipeline.restored:
-            self._not_ready = "restoring"
         else:
-            self._not_ready = None
+            self._not_ready = self._pipeline.problem
         if (before is None) != (self._not_ready is None):
             log.info("ready" if self._not_ready is None else "not ready", reason=self._not_ready)
 

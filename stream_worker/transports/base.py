@@ -4,7 +4,7 @@ One thread calls all of this. A transport may own threads (the Kafka client does
 into the pipeline: what they learn is handed over by `poll` and `deliveries`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
@@ -39,27 +39,31 @@ class Record(Protocol):
 
 @dataclass(frozen=True)
 class Assigned:
-    """A partition that is ours from now on. Nothing of it is delivered before `seek`.
+    """A partition that is ours from now on. Nothing of its events is delivered before `seek`; its changelog is.
 
-    `start` is the first offset the log still has, `end` the next to be written, `committed` the group's position,
-    None if the group has none.
+    `start` is the first offset the log still has, `end` the next to be written.
     """
 
     partition: int
     start: int
     end: int
-    committed: int | None
 
 
 @dataclass
 class Polled:
-    """What one poll brought, in this order: partitions lost, partitions gained, records of those that are ours.
+    """What one poll brought, in this order.
 
-    Records of a partition are consecutive and in order. A partition may be lost and gained in the same poll.
+    revoked, assigned: partitions lost, then partitions gained; one may be both.
+    states: of assigned partitions, records of the changelog, in order, of committed transactions only.
+    restored: partitions whose changelog has been delivered to its end: nothing that an owner before us wrote is
+        missing, and nothing more can come.
+    records: events of partitions that were sought, consecutive and in order.
     """
 
     revoked: Sequence[int] = ()
     assigned: Sequence[Assigned] = ()
+    states: Mapping[int, Sequence[Record]] = field(default_factory=dict)
+    restored: Sequence[int] = ()
     records: Mapping[int, Sequence[Record]] = field(default_factory=dict)
 
 
@@ -71,22 +75,39 @@ class Delivery(NamedTuple):
     time: float  # Unix time at which it was learnt
 
 
-class Commit(NamedTuple):
-    """The fate of a commit: the positions, and the cause of its failure or None."""
+class Change(NamedTuple):
+    """A record for the changelog; no value erases the key."""
 
-    positions: Mapping[int, int]
-    cause: str | None
+    partition: int
+    key: bytes
+    value: bytes | None
+
+
+class Cause(StrEnum):
+    """Why a checkpoint was not written, or may not have been."""
+
+    BROKER = "broker"  # away, too slow, or its answer was lost
+    MEMBERSHIP = "membership"  # the group has moved on without us; what we own will be told by `poll`
+    REFUSED = "refused"  # the broker answers, and will not have it
+
+
+class Outcome(NamedTuple):
+    """The fate of a checkpoint: why it failed, or None."""
+
+    cause: Cause | None
+    message: str = ""
 
 
 class Transport(Protocol):
     """Events in, lists out, positions kept.
 
     keyed: whether records carry the user as key.
-    partitions: number of partitions of the events topic, known after `open`.
+    partitions, topic_id: of the events topic, known after `open`.
     """
 
     keyed: bool
     partitions: int
+    topic_id: str
 
     def open(self) -> None:
         """Connect, check the topics, join the group.
@@ -101,13 +122,14 @@ class Transport(Protocol):
 
         Raises:
             DataError: the log no longer has the position asked for.
+            FencedError: another process has our identity.
         """
+
+    def hold(self, held: bool) -> None:
+        """While held, `poll` brings no events; all else it does bring."""
 
     def seek(self, partition: int, offset: int) -> None:
         """The next record delivered of this partition is the one at `offset`, or the first after it."""
-
-    def position(self, partition: int) -> int:
-        """The next offset that `poll` reads of a partition, past control records; -1 if it is not ours."""
 
     def publish(
         self,
@@ -136,21 +158,29 @@ class Transport(Protocol):
     def flush(self, timeout_s: float) -> None:
         """Wait until nothing is in flight, or the time is over. `deliveries` tells what became of it."""
 
-    def commit(self, positions: Mapping[int, int]) -> None:
-        """Start to commit the next offset to read of these partitions; `commits` tells what became of it."""
+    def checkpoint(self, changes: Iterable[Change], positions: Mapping[int, int]) -> None:
+        """Start to write changes to the changelog and positions to the group: both, or neither.
 
-    def commits(self) -> Sequence[Commit]:
-        """The commits whose fate was learnt since the last call."""
+        Fenced by our membership as it was when the last poll began to look at rebalances: if a partition was taken
+        from us since, nothing is written. One at a time. `changes` may be consumed on another thread.
+        """
 
-    def commit_now(self, positions: Mapping[int, int], timeout_s: float) -> bool:
-        """Commit and wait. Whether the log accepted it."""
+    def checkpointed(self, timeout_s: float = 0) -> Outcome | None:
+        """What became of the checkpoint under way, once; None while it is under way. Waits at most `timeout_s`.
+
+        Raises:
+            FencedError: another process has our identity.
+        """
 
     @property
     def contact_age_s(self) -> float:
-        """Time since the log last answered this member of the group; infinite before it joined."""
+        """Age of our last question to the group that was answered with "you are a member"; infinite before the first.
+
+        At that moment the partitions that `poll` has told us of were ours.
+        """
 
     def lag(self) -> Mapping[int, int]:
-        """Records of each assigned partition not yet delivered, as far as is known without asking the log."""
+        """Events of each partition that was sought, not yet delivered, as far as is known without asking the log."""
 
     def close(self) -> None:
         """Leave the group and give everything back. What is still in flight may be lost."""

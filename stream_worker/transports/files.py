@@ -4,7 +4,7 @@ One partition, offset = line number from 0, no keys and no Kafka timestamps: an 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +13,7 @@ import msgspec
 
 from stream_worker.errors import DataError
 from stream_worker.messages import NO_TIMESTAMP
-from stream_worker.transports.base import Assigned, Commit, Delivery, Polled, Topic
+from stream_worker.transports.base import Assigned, Change, Delivery, Outcome, Polled, Topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class FileTransport:
 
     keyed = False
     partitions = 1
+    topic_id = ""
 
     def __init__(self, events: Path, out: Path, max_poll_records: int = 500) -> None:
         self._paths = (events, out, out.with_name(out.name + ".rejected"))
@@ -44,7 +45,7 @@ class FileTransport:
         self._offset = 0
         self._open = False
         self.exhausted = False
-        self._assigned = self._sought = False
+        self._assigned = self._sought = self._held = False
         self._deliveries: list[Delivery] = []
 
     def open(self) -> None:
@@ -67,9 +68,9 @@ class FileTransport:
         """See `Transport`; blank lines count but are not delivered."""
         if not self._assigned:
             self._assigned = True
-            return Polled(assigned=[Assigned(0, 0, 0, 0)])
+            return Polled(assigned=[Assigned(0, 0, 0)], restored=[0])
         lines: list[Line] = []
-        if not self._sought:
+        if not self._sought or self._held:
             return Polled()
         while len(lines) < self._max_poll_records and not self.exhausted:
             value = self._events.readline()
@@ -85,9 +86,9 @@ class FileTransport:
         assert offset == self._offset == 0
         self._sought = True
 
-    def position(self, partition: int) -> int:
+    def hold(self, held: bool) -> None:
         """See `Transport`."""
-        return self._offset
+        self._held = held
 
     def publish(
         self,
@@ -128,16 +129,12 @@ class FileTransport:
         for out in self._outs.values():
             out.flush()
 
-    def commit(self, positions: Mapping[int, int]) -> None:
+    def checkpoint(self, changes: Iterable[Change], positions: Mapping[int, int]) -> None:
         """See `Transport`; there is nothing to keep: a replay always starts from the first line."""
 
-    def commit_now(self, positions: Mapping[int, int], timeout_s: float) -> bool:
+    def checkpointed(self, timeout_s: float = 0) -> Outcome:
         """See `Transport`."""
-        return True
-
-    def commits(self) -> Sequence[Commit]:
-        """See `Transport`."""
-        return ()
+        return Outcome(None)
 
     @property
     def contact_age_s(self) -> float:

@@ -1,13 +1,13 @@
 """Kafka through kafka-python: a cooperative consumer group in, an idempotent producer out.
 
 The client runs IO threads. They only append to deques; the main thread empties them in `poll` and `deliveries`. Every
-foreign exception is mapped here, in `kafka_producer.py` and in `topics.py`.
+foreign exception is mapped here, in `kafka_*.py` and in `topics.py`.
 """
 
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -20,11 +20,14 @@ from kafka.errors import (
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
-from kafka.structs import MemberState
+from kafka.structs import ConsumerGroupMetadata, MemberState
 
-from stream_worker.errors import DataError, FencedError, SettingsError, TransportError
+from stream_worker.errors import DataError, FencedError, SettingsError
 from stream_worker.settings import Settings
-from stream_worker.transports.base import Assigned, Commit, Delivery, Polled, Record, Topic
+from stream_worker.topics import away, inspect
+from stream_worker.transports.base import Assigned, Cause, Change, Delivery, Outcome, Polled, Record, Topic
+from stream_worker.transports.kafka_changelog import ChangelogReader
+from stream_worker.transports.kafka_checkpoint import CheckpointProducer
 from stream_worker.transports.kafka_producer import REQUEST_TIMEOUT_S, ListProducer
 
 log = structlog.get_logger(__name__)
@@ -32,6 +35,8 @@ log = structlog.get_logger(__name__)
 # A partition that was being read while a fetch of the others went out waits for that fetch to end: this long, if they
 # are silent. Measured at 200 events/s on two partitions: the worst second's p99 is 480 ms at 500, 125 ms at 100.
 FETCH_MAX_WAIT_MS = 100
+# States of one poll: as many as the client gives at once, or so few that fresh events of other partitions hardly wait.
+RESTORE_RECORDS, RESTORE_RECORDS_BESIDE = 5000, 500
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
@@ -64,79 +69,99 @@ class KafkaTransport:
     def __init__(self, settings: Settings) -> None:
         self._settings = s = settings
         self._topics = {Topic.RECOMMENDATIONS: s.recommendations_topic, Topic.REJECTED: s.rejected_topic}
-        self._names = (s.events_topic, *self._topics.values())
         self.partitions = 0
+        self.topic_id = ""
         self._consumer: KafkaConsumer | None = None
         self._producer: ListProducer | None = None
+        self._changelog = ChangelogReader(s)
+        self._checkpoints = CheckpointProducer(s)
         self._rebalances: deque[tuple[str, list[int]]] = deque()  # written by the client's IO thread
-        self._unresolved: list[int] = []  # assigned, positions not yet asked for
-        self._next: dict[int, int] = {}  # of partitions that deliver: the offset after the last record delivered
-        self._joined_at: float | None = None
-        self._commits: list[Commit] = []
-        self._fenced: KafkaError | None = None
+        self._unresolved: list[int] = []  # assigned, ends not yet asked for
+        self._ours: set[int] = set()  # assigned, ends known
+        self._next: dict[int, int] = {}  # those of them that deliver: the offset after the last record delivered
+        self._held = False
+        self._membership: ConsumerGroupMetadata | None = None  # as it was when the last poll began to drain rebalances
+        self._member_id = ""
+        self._refused: Outcome | None = None  # a checkpoint that was not even begun
+        self._contact_at = -math.inf  # monotonic
 
     def open(self) -> None:
         """See `Transport`."""
         s = self._settings
+        found = inspect(s)
+        self.partitions, self.topic_id = found.partitions, found.topic_id
         try:
             self._producer = ListProducer(s)
             self._consumer = KafkaConsumer(**consumer_options(s))
-            # Asking first also loads the metadata, without which some joins hang for ever.
-            partitions = {name: self._consumer.partitions_for_topic(name) for name in self._names}
+            # Asking first loads the metadata, without which some joins hang for ever.
+            self._consumer.partitions_for_topic(s.events_topic)
         except KafkaConfigurationError as error:
             raise SettingsError(f"broker {s.bootstrap}: {error}.") from error
         except KafkaError as error:
-            raise TransportError(f"broker {s.bootstrap}: {error}. Is it running, and the address right?") from error
-        missing = [name for name, numbers in partitions.items() if not numbers]
-        if missing:
-            raise DataError(f"broker {s.bootstrap}: no topic {missing}. Run `stream-worker topics --create`.")
-        self.partitions = len(partitions[s.events_topic])
+            raise away(s, error) from error
         self._consumer.subscribe([s.events_topic], listener=_Listener(self._rebalanced))
 
     def poll(self, timeout_s: float) -> Polled:
         """See `Transport`."""
-        consumer = self._open_consumer
-        if self._fenced:
-            raise FencedError(f"group instance {self._settings.group_instance_id!r}: {self._fenced}")
-        try:
-            batches = consumer.poll(timeout_ms=int(timeout_s * 1000))
-        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
-            raise DataError(
-                f"topic {self._settings.events_topic!r}: the position to read from is no longer retained ({error}). "
-                "Raise the topic's retention above the longest outage."
-            ) from error
-        except FencedInstanceIdError as error:
-            raise FencedError(f"group instance {self._settings.group_instance_id!r}: {error}") from error
-        except KafkaError as error:
-            if not error.retriable:
-                raise
-            log.warning("poll failed, trying again", error=str(error))
-            batches = {}
+        serving = bool(self._next)
+        states, restored = self._changelog.poll(
+            0 if serving else timeout_s, RESTORE_RECORDS_BESIDE if serving else RESTORE_RECORDS
+        )
+        batches = self._poll_events(0 if states or restored else timeout_s)
         self._mend_join()
         revoked = self._drain_rebalances()
+        self._changelog.stop(revoked)
+        gone = set(revoked)
         assigned = self._resolve()
         records: dict[int, Sequence[Record]] = {}
         for topic_partition, batch in batches.items():
             if topic_partition.partition in self._next:  # not revoked during this very poll
                 records[topic_partition.partition] = batch
                 self._next[topic_partition.partition] = batch[-1].offset + 1
-        return Polled(revoked, assigned, records)
+        return Polled(
+            revoked,
+            assigned,
+            {number: batch for number, batch in states.items() if number not in gone},
+            [number for number in restored if number not in gone],
+            records,
+        )
+
+    def _poll_events(self, timeout_s: float) -> Mapping[TopicPartition, Sequence[Record]]:
+        try:
+            return self._open_consumer.poll(timeout_ms=int(timeout_s * 1000))  # type: ignore[no-any-return]
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            raise DataError(
+                f"topic {self._settings.events_topic!r}: the position to read from is not retained ({error}). Was the "
+                "topic made anew? Else raise its retention above the longest outage."
+            ) from error
+        except FencedInstanceIdError as error:
+            raise FencedError(
+                f"group instance {self._settings.group_instance_id!r}: another process has joined under this name"
+            ) from error
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            log.warning("poll failed, trying again", error=str(error))
+            return {}
 
     def seek(self, partition: int, offset: int) -> None:
         """See `Transport`."""
         consumer, topic_partition = self._open_consumer, self._partition(partition)
         if topic_partition in consumer.assignment():
             consumer.seek(topic_partition, offset)
-            consumer.resume(topic_partition)
             self._next[partition] = offset
+            if not self._held:
+                consumer.resume(topic_partition)
 
-    def position(self, partition: int) -> int:
+    def hold(self, held: bool) -> None:
         """See `Transport`."""
-        topic_partition = self._partition(partition)
-        if partition not in self._next or topic_partition not in self._open_consumer.assignment():
-            return -1
-        position: int | None = self._open_consumer.position(topic_partition, timeout_ms=100)
-        return -1 if position is None else position
+        if held == self._held:
+            return
+        self._held = held
+        consumer = self._open_consumer
+        ours = consumer.assignment() & {self._partition(number) for number in self._next}
+        if ours:
+            (consumer.pause if held else consumer.resume)(*ours)
 
     def publish(
         self,
@@ -170,37 +195,31 @@ class KafkaTransport:
         if self._producer:
             self._producer.flush(timeout_s)
 
-    def commit(self, positions: Mapping[int, int]) -> None:
+    def checkpoint(self, changes: Iterable[Change], positions: Mapping[int, int]) -> None:
         """See `Transport`."""
-        try:
-            self._open_consumer.commit_async(self._offsets(positions), callback=self._committed)
-        except KafkaError as error:
-            self._committed(self._offsets(positions), error)
+        membership = self._membership
+        # A metadata without a generation is accepted by the broker from anybody: it is no fence.
+        member = membership is not None and membership.generation_id >= 0 and membership.member_id == self._member_id
+        if not member or not self._member_id:
+            self._refused = Outcome(Cause.MEMBERSHIP, "not a member of the group at this moment")
+            return
+        offsets = {self._partition(number): OffsetAndMetadata(offset, "", -1) for number, offset in positions.items()}
+        self._checkpoints.start(changes, offsets, membership)
 
-    def commit_now(self, positions: Mapping[int, int], timeout_s: float) -> bool:
+    def checkpointed(self, timeout_s: float = 0) -> Outcome | None:
         """See `Transport`."""
-        offsets = self._offsets(positions)
-        try:
-            self._open_consumer.commit(offsets, timeout_ms=int(timeout_s * 1000))
-        except KafkaError as error:
-            self._committed(offsets, error)
-            return False
-        self._committed(offsets, None)
-        return True
-
-    def commits(self) -> Sequence[Commit]:
-        """See `Transport`."""
-        done, self._commits = self._commits, []
-        return done
+        refused, self._refused = self._refused, None
+        return refused or self._checkpoints.outcome(timeout_s)
 
     @property
     def contact_age_s(self) -> float:
         """See `Transport`; from the group's heartbeats, which go on while there is nothing to read."""
-        if self._consumer is None or self._joined_at is None:
+        if self._consumer is None:
             return math.inf
-        metrics = self._consumer.metrics()["consumer-coordinator-metrics"]
-        since_joined_s = time.monotonic() - self._joined_at  # the first heartbeat comes a while later
-        return min(since_joined_s, float(metrics["last-heartbeat-seconds-ago"]))
+        heartbeat = self._consumer._coordinator.heartbeat  # noqa: SLF001 - the public metric tells what was sent only
+        if heartbeat.last_receive >= heartbeat.last_send:  # answered, and none asked since
+            self._contact_at = max(self._contact_at, heartbeat.last_send)
+        return time.monotonic() - self._contact_at
 
     def lag(self) -> Mapping[int, int]:
         """See `Transport`."""
@@ -216,6 +235,8 @@ class KafkaTransport:
         """See `Transport`."""
         if self._producer:
             self._producer.close()
+        self._checkpoints.close()
+        self._changelog.close()
         if self._consumer:
             try:
                 self._consumer.close(autocommit=False, timeout_ms=int(REQUEST_TIMEOUT_S * 1000))
@@ -230,22 +251,6 @@ class KafkaTransport:
 
     def _partition(self, number: int) -> TopicPartition:
         return TopicPartition(self._settings.events_topic, number)
-
-    def _offsets(self, positions: Mapping[int, int]) -> dict[TopicPartition, OffsetAndMetadata]:
-        return {
-            self._partition(number): OffsetAndMetadata(offset, "", -1)
-            for number, offset in positions.items()
-            if number in self._next
-        }
-
-    def _committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], result: object) -> None:
-        cause = None
-        if isinstance(result, Exception):
-            cause = type(result).__name__
-            log.warning("positions not committed", error=str(result))
-        if isinstance(result, FencedInstanceIdError):
-            self._fenced = result
-        self._commits.append(Commit({one.partition: offset.offset for one, offset in offsets.items()}, cause))
 
     def _mend_join(self) -> None:
         """Ask again for a join that nobody waits for any more.
@@ -266,21 +271,38 @@ class KafkaTransport:
         self._rebalances.append((kind, [topic_partition.partition for topic_partition in partitions]))
 
     def _drain_rebalances(self) -> list[int]:
+        # First the membership, then what happened before it: a checkpoint under it holds nothing that was taken.
+        self._membership = membership = self._open_consumer.group_metadata()
         revoked: list[int] = []
         while self._rebalances:
             kind, numbers = self._rebalances.popleft()
             if kind == "assigned":
-                self._joined_at = time.monotonic()
+                self._contact_at = time.monotonic()
                 self._unresolved += numbers
             else:
-                revoked += numbers
-                self._unresolved = [number for number in self._unresolved if number not in numbers]
-                for number in numbers:
-                    self._next.pop(number, None)
+                revoked += self._revoke(numbers)
+        if membership.state is MemberState.STABLE and membership.member_id != self._member_id:
+            # The group had thrown us out, and others may have owned what we kept. The client does not always tell:
+            # it does not if it learns so while it joins.
+            kept = sorted(self._ours)
+            if kept:
+                log.warning("joined anew, restoring all partitions", partitions=kept)
+                revoked += self._revoke(kept)
+                still = {topic_partition.partition for topic_partition in self._open_consumer.assignment()}
+                self._open_consumer.pause(*(self._partition(number) for number in kept if number in still))
+                self._unresolved += [number for number in kept if number in still]
+            self._member_id = membership.member_id
         return revoked
 
+    def _revoke(self, numbers: Sequence[int]) -> Sequence[int]:
+        self._unresolved = [number for number in self._unresolved if number not in numbers]
+        self._ours -= set(numbers)
+        for number in numbers:
+            self._next.pop(number, None)
+        return numbers
+
     def _resolve(self) -> list[Assigned]:
-        """Ask for the positions of new partitions; those the broker does not answer for are asked again next time."""
+        """Ask where new partitions begin and end; those the broker does not answer for are asked again next time."""
         if not self._unresolved:
             return []
         consumer = self._open_consumer
@@ -289,12 +311,14 @@ class KafkaTransport:
         try:
             start = consumer.beginning_offsets(partitions, timeout_ms=timeout_ms)
             end = consumer.end_offsets(partitions, timeout_ms=timeout_ms)
-            committed = {one: consumer.committed(one, timeout_ms=timeout_ms) for one in partitions}
         except KafkaError as error:
-            log.warning("positions not known yet, asking again", error=str(error))
+            log.warning("where partitions end is not known yet, asking again", error=str(error))
             return []
+        self.topic_id = str(consumer._cluster.topic_id(self._settings.events_topic) or self.topic_id)  # noqa: SLF001
+        self._ours |= set(self._unresolved)
         self._unresolved = []
-        return [Assigned(one.partition, start[one], end[one], committed[one]) for one in partitions]
+        self._changelog.start([one.partition for one in partitions])
+        return [Assigned(one.partition, start[one], end[one]) for one in partitions]
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -5,12 +5,12 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from stream_worker.errors import DataError
-from stream_worker.transports.base import Assigned, Commit, Delivery, Polled, Topic
+from stream_worker.transports.base import Assigned, Cause, Change, Delivery, Outcome, Polled, Topic
 
 
 class Crash(BaseException):
@@ -41,13 +41,17 @@ class MemoryLog:
     now: Callable[[], float] = lambda: 1_767_225_600.0
     events: list[list[MemoryRecord]] = field(init=False)
     topics: dict[Topic, list[MemoryRecord]] = field(init=False)
-    committed: dict[int, int] = field(default_factory=dict)
+    changelog: list[list[MemoryRecord]] = field(init=False)  # of committed transactions
+    committed: dict[int, int] = field(default_factory=dict)  # the group's positions
+    generation: int = 0
+    topic_id: str = "memory"
     members: list["MemoryTransport"] = field(default_factory=list)
     start: dict[int, int] = field(default_factory=dict)  # first offset retained, 0 unless set
 
     def __post_init__(self) -> None:
         """Make the topics, empty."""
         self.events = [[] for _ in range(self.partitions)]
+        self.changelog = [[] for _ in range(self.partitions)]
         self.topics = {topic: [] for topic in Topic}
 
     def append(self, value: bytes | None, key: bytes | None, partition: int = 0, timestamp: int | None = None) -> int:
@@ -57,8 +61,15 @@ class MemoryLog:
         log.append(MemoryRecord(len(log), stamp, key, value))
         return len(log) - 1
 
+    def compact(self) -> None:
+        """Keep the last record of each key of the changelog, as the broker's log cleaner does."""
+        for number, log in enumerate(self.changelog):
+            last = {record.key: record for record in log}
+            self.changelog[number] = sorted(last.values(), key=lambda record: record.offset)
+
     def rebalance(self) -> None:
         """Share the partitions among the members, moving as few as possible (cooperative sticky)."""
+        self.generation += 1
         if not self.members:
             return
         share = -(-self.partitions // len(self.members))
@@ -76,15 +87,19 @@ class MemoryTransport:
 
     Failures are scripted by attributes, which a test may set at any time:
 
-    hold: while true, published records stay in flight and nothing is delivered back.
+    hold_published: while true, published records stay in flight and nothing is delivered back.
     fail_next: so many of the next published records fail.
-    refuse_commits: while true, commits fail.
+    fail_checkpoints: the cause for which checkpoints fail, while it is set; they are then aborted.
+    lose_answers: while true, checkpoints are written, but their outcome is never learnt and taken for a failure.
+    delay_checkpoints: while true, checkpoints stay under way.
     away: while true, the transport is not writable.
-    crash_at(call, n): the n-th call of that method from now on raises `Crash` before it does anything.
+    stalled: while true, the group has not heard from us, and contact_age_s says so.
+    crash_at(call, n): the n-th call of that method from now on raises `Crash` before it does anything. Of a
+        checkpoint there are its steps, too: "checkpoint", "write", "commit", "confirm".
 
     Args:
         log: the log.
-        max_poll_records: most records of one poll.
+        max_poll_records: most records of one poll, events and states each.
     """
 
     keyed = True
@@ -93,16 +108,23 @@ class MemoryTransport:
         self._log = log
         self._max_poll_records = max_poll_records
         self.partitions = log.partitions
+        self.topic_id = log.topic_id
         self.owned: dict[int, int | None] = {}  # partition -> next offset, None before seek
         self._revoked: list[int] = []
         self._assigned: list[int] = []
         self._held: list[tuple[Topic, MemoryRecord, Any]] = []
         self._deliveries: list[Delivery] = []
-        self._commits: list[Commit] = []
-        self.hold = False
+        self._restoring: dict[int, int] = {}  # partition -> place in its changelog
+        self._fence = -1  # the generation when the last poll looked at rebalances
+        self._checkpoint: tuple[list[Change], Mapping[int, int], int] | None = None
+        self._events_held = False
+        self.hold_published = False
         self.fail_next = 0
-        self.refuse_commits = False
+        self.fail_checkpoints: Cause | None = None
+        self.lose_answers = False
+        self.delay_checkpoints = False
         self.away = False
+        self.stalled = False
         self._crash: tuple[str, int] | None = None  # the call, and how many more of them go well
 
     def open(self) -> None:
@@ -116,14 +138,16 @@ class MemoryTransport:
         self._assigned = [number for number in self._assigned if number in partitions]
         self._assigned += sorted(partitions - self.owned.keys())
         self.owned = {number: self.owned.get(number) for number in sorted(partitions)}
+        self._restoring = {number: place for number, place in self._restoring.items() if number in partitions}
 
     def poll(self, timeout_s: float) -> Polled:
         """See `Transport`; never waits."""
         self._script("poll")
-        polled = Polled(self._revoked, [self._position(number) for number in self._assigned], {})
+        self._fence = self._log.generation if self in self._log.members else -1
+        polled = Polled(self._revoked, [self._position(number) for number in self._assigned], *self._read_changelog())
         self._revoked, self._assigned = [], []
         records: dict[int, Sequence[MemoryRecord]] = {}
-        room = self._max_poll_records
+        room = 0 if self._events_held else self._max_poll_records
         for number, offset in self.owned.items():
             if offset is None or not room:
                 continue
@@ -135,16 +159,30 @@ class MemoryTransport:
         polled.records = {number: batch for number, batch in records.items() if batch}
         return polled
 
+    def _read_changelog(self) -> tuple[dict[int, Sequence[MemoryRecord]], list[int]]:
+        """Some records of each partition that is being restored, and which of them are done."""
+        self._restoring |= dict.fromkeys(self._assigned, 0)
+        states: dict[int, Sequence[MemoryRecord]] = {}
+        done = []
+        for number, place in list(self._restoring.items()):
+            log = self._log.changelog[number]
+            if place < len(log):
+                states[number] = log[place : place + self._max_poll_records]
+                self._restoring[number] = place + len(states[number])
+            else:
+                done.append(number)
+                del self._restoring[number]
+        return states, done
+
     def seek(self, partition: int, offset: int) -> None:
         """See `Transport`."""
         self._script("seek")
         if partition in self.owned:
             self.owned[partition] = offset
 
-    def position(self, partition: int) -> int:
+    def hold(self, held: bool) -> None:
         """See `Transport`."""
-        offset = self.owned.get(partition)
-        return -1 if offset is None else offset
+        self._events_held = held
 
     def publish(
         self,
@@ -158,7 +196,7 @@ class MemoryTransport:
         self._script("publish")
         record = MemoryRecord(-1, int(self._log.now() * 1000), key, value, tuple(headers))
         self._held.append((topic, record, token))
-        if not self.hold:
+        if not self.hold_published:
             self.release()
 
     def release(self) -> None:
@@ -190,32 +228,38 @@ class MemoryTransport:
     def flush(self, timeout_s: float) -> None:
         """See `Transport`; what is held stays held, as with a log that does not answer."""
         self._script("flush")
-        if not self.hold:
+        if not self.hold_published:
             self.release()
 
-    def commit(self, positions: Mapping[int, int]) -> None:
-        """See `Transport`; done at once."""
-        self.commit_now(positions, 0)
-
-    def commit_now(self, positions: Mapping[int, int], timeout_s: float) -> bool:
+    def checkpoint(self, changes: Iterable[Change], positions: Mapping[int, int]) -> None:
         """See `Transport`."""
+        self._script("checkpoint")
+        assert self._checkpoint is None, "one at a time"
+        self._checkpoint = list(changes), positions, self._fence
+
+    def checkpointed(self, timeout_s: float = 0) -> Outcome | None:
+        """See `Transport`; it is written now, unless delayed."""
+        if self._checkpoint is None or self.delay_checkpoints:
+            return None
+        (changes, positions, fence), self._checkpoint = self._checkpoint, None
+        self._script("write")
+        if self.fail_checkpoints:
+            return Outcome(self.fail_checkpoints, "scripted")
+        if fence != self._log.generation:
+            return Outcome(Cause.MEMBERSHIP, f"generation {fence}, not {self._log.generation}")
         self._script("commit")
-        if self.refuse_commits:
-            self._commits.append(Commit(positions, "refused"))
-            return False
-        self._log.committed |= {number: offset for number, offset in positions.items() if number in self.owned}
-        self._commits.append(Commit(positions, None))
-        return True
-
-    def commits(self) -> Sequence[Commit]:
-        """See `Transport`."""
-        done, self._commits = self._commits, []
-        return done
+        for change in changes:
+            log = self._log.changelog[change.partition]
+            offset = log[-1].offset + 1 if log else 0
+            log.append(MemoryRecord(offset, int(self._log.now() * 1000), change.key, change.value))
+        self._log.committed |= positions
+        self._script("confirm")
+        return Outcome(Cause.BROKER, "the answer was lost") if self.lose_answers else Outcome(None)
 
     @property
     def contact_age_s(self) -> float:
         """See `Transport`."""
-        return math.inf if self.away or self not in self._log.members else 0.0
+        return math.inf if self.away or self.stalled or self not in self._log.members else 0.0
 
     def lag(self) -> Mapping[int, int]:
         """See `Transport`."""
@@ -234,7 +278,7 @@ class MemoryTransport:
 
     def _position(self, number: int) -> Assigned:
         start = self._log.start.get(number, 0)
-        return Assigned(number, start, len(self._log.events[number]), self._log.committed.get(number))
+        return Assigned(number, start, len(self._log.events[number]))
 
     def crash_at(self, call: str, n: int = 1) -> None:
         """Script a kill -9."""

@@ -14,12 +14,13 @@ class User:
     excluded: list[tuple[str, str]] = field(default_factory=list)
     events: int = 0
     applied: int = -1
+    received: int = 0  # Kafka timestamp of the last event
 
 
 def fold_log(
     log: list[dict[str, Any]], history_length: int, excluded_length: int, excluding: frozenset[str]
 ) -> dict[str, User]:
-    """The users after these events; an event's offset is its place in the log."""
+    """The users after these events; an event's offset is its place in the log, `received` its record's timestamp."""
     users: dict[str, User] = {}
     for offset, event in enumerate(log):
         name, item, action, second = event["user"], event.get("item", ""), event["action"], event["time"] // 1000
@@ -37,6 +38,7 @@ def fold_log(
             user.excluded = [*user.excluded, (item, action)][-excluded_length:] if excluded_length else []
         user.events += 1
         user.applied = offset
+        user.received = event.get("received", 0)
     return users
 
 
@@ -47,4 +49,5 @@ def expected(user: User) -> dict[str, Any]:
         "excluded": [(item_hash(item), action) for item, action in user.excluded],
         "events": user.events,
         "applied": user.applied,
+        "received": user.received,
     }

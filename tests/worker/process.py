@@ -50,6 +50,7 @@ class Stage:
             "events_topic": unique("events"),
             "recommendations_topic": unique("recommendations"),
             "rejected_topic": unique("rejected"),
+            "state_topic": unique("state"),
         }
         topics: dict[str, Any] = {"bootstrap": broker.bootstrap, **self.names}
         check_topics(TopicsSettings(create=True, partitions=partitions, **topics))
@@ -125,7 +126,7 @@ class Stage:
         """Every user as a plain fold of the events topic says."""
         logs: dict[int, list[tuple[int, dict[str, Any]]]] = {}
         for record in self.records("events_topic"):
-            event = {"action": "view", **json.loads(record.value)}
+            event = {"action": "view", **json.loads(record.value), "received": record.timestamp}
             logs.setdefault(record.partition, []).append((record.offset, event))
         users: dict[str, User] = {}
         for log in logs.values():

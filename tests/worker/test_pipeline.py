@@ -9,10 +9,7 @@ import pytest
 
 from stream_worker.batch import Feeds
 from stream_worker.bundle import Bundle
-from stream_worker.errors import DataError
 from stream_worker.transports.base import Topic
-from stream_worker.transports.memory import Crash
-from tests.worker.oracle import expected, fold_log
 from tests.worker.world import START_MS, World, exact
 
 
@@ -173,29 +170,37 @@ def test_a_tombstone_that_failed_does_not_erase_the_list_of_a_user_who_came_back
     assert world.log.committed == {0: 4}
 
 
-def test_a_topic_that_was_made_anew_is_refused(sasrec: Bundle) -> None:
-    world = World(sasrec)
-    world.log.committed[0] = 7
-    world.restart()
-    with pytest.raises(DataError, match="has read up to 7, but the log ends at 0"):
-        world.pipeline.step(0)
-
-
-def test_nothing_is_committed_before_its_list_is_acknowledged(sasrec: Bundle) -> None:
+def test_a_position_does_not_wait_for_lists_but_the_users_stay_owed(sasrec: Bundle) -> None:
     world = World(sasrec)
     world.event("u1", "i1")
     world.settle()
-    world.transport.hold = True
+    world.transport.hold_published = True
     for second in range(1, 4):
         world.event("u1", f"i{second + 1}", second=second)
         world.settle()
+    assert world.log.committed == {0: 4}
+    world.restart()
+    world.settle()
+    assert world.newest()["u1"].offset == 3
+
+
+def test_a_position_does_not_pass_a_rejected_event_or_an_erasure_that_is_not_acknowledged(sasrec: Bundle) -> None:
+    world = World(sasrec)
+    world.event("u1", "i1")
+    world.settle()
+    world.transport.hold_published = True
     world.log.append(b"{", b"u2")
+    world.event("u1", "i2", second=1)
     world.settle()
     assert world.log.committed == {0: 1}
-    world.transport.hold = False
+    world.transport.hold_published = False
     world.transport.release()
     world.settle()
-    assert world.log.committed == {0: 5}
+    assert world.log.committed == {0: 3}
+    world.transport.hold_published = True
+    world.log.append(b'{"user": "u1", "action": "forget"}', b"u1")
+    world.settle()
+    assert world.log.committed == {0: 3}
 
 
 def test_a_list_that_fails_is_made_anew_and_covers_the_newest_event(sasrec: Bundle) -> None:
@@ -235,7 +240,7 @@ def test_while_the_broker_is_away_events_wait_and_then_go_out_once(sasrec: Bundl
 
 def test_unacknowledged_records_are_bounded(sasrec: Bundle) -> None:
     world = World(sasrec, max_in_flight=7)
-    world.transport.hold = True
+    world.transport.hold_published = True
     for number in range(40):
         world.event(f"u{number}", "i1")
     for _ in range(10):
@@ -244,19 +249,7 @@ def test_unacknowledged_records_are_bounded(sasrec: Bundle) -> None:
     assert len(world.pipeline.marked) == 33
 
 
-def test_a_failed_commit_is_tried_again(sasrec: Bundle) -> None:
-    world = World(sasrec)
-    world.transport.refuse_commits = True
-    world.event("u1", "i1")
-    world.settle()
-    assert world.log.committed == {}
-    assert world.metrics.total("checkpoint_failures") > 0
-    world.transport.refuse_commits = False
-    world.settle()
-    assert world.log.committed == {0: 1}
-
-
-def test_a_restart_rebuilds_the_state_and_lists_only_what_is_owed(sasrec: Bundle) -> None:
+def test_a_restart_restores_the_state_and_lists_only_what_is_owed(sasrec: Bundle) -> None:
     world = World(sasrec)
     for second in range(3):
         world.event("u1", f"i{second}", second=second)
@@ -274,32 +267,6 @@ def test_a_restart_rebuilds_the_state_and_lists_only_what_is_owed(sasrec: Bundle
     world.event("u1", "i9", second=9)
     world.settle()
     assert world.lists()[-1].events == 4
-
-
-def test_first_start_latest_lists_only_new_events_but_knows_the_old(sasrec: Bundle) -> None:
-    world = World(sasrec, first_start="latest")
-    world.transport.close()
-    world.event("u1", "i1")
-    world.event("u2", "i1")
-    world.restart()
-    world.settle()
-    assert world.lists() == []
-    world.event("u1", "i2", second=1)
-    world.settle()
-    assert [(top.user, top.events) for top in world.lists()] == [("u1", 2)]
-
-
-def test_events_deleted_before_they_were_read_are_counted(sasrec: Bundle) -> None:
-    world = World(sasrec)
-    world.event("u1", "i1")
-    world.settle()
-    for second in range(1, 4):
-        world.event("u1", f"i{second}", second=second)
-    world.log.start[0] = 3
-    world.restart()
-    world.settle()
-    assert world.metrics.total("lost_events") == 2
-    assert world.newest()["u1"].events == 1
 
 
 def test_a_rebalance_moves_users_with_their_history(sasrec: Bundle) -> None:
@@ -321,7 +288,7 @@ def test_a_rebalance_moves_users_with_their_history(sasrec: Bundle) -> None:
 
 def test_what_is_in_flight_for_a_lost_partition_is_forgotten(sasrec: Bundle) -> None:
     world = World(sasrec, partitions=2)
-    world.transport.hold = True
+    world.transport.hold_published = True
     for number in range(2):
         world.event(f"u{number}", "i1", partition=number)
     for _ in range(3):
@@ -329,7 +296,7 @@ def test_what_is_in_flight_for_a_lost_partition_is_forgotten(sasrec: Bundle) -> 
     assert world.transport.in_flight == 2
     _, other, _ = world.worker()
     world.pipeline.step(0)
-    world.transport.hold = False
+    world.transport.hold_published = False
     world.transport.release()
     world.settle()
     world.settle(other)
@@ -348,9 +315,10 @@ def test_drain_publishes_commits_and_says_whether_all_was_done(sasrec: Bundle) -
     assert world.log.committed == {0: 600}
     world.event("u1", "i2", second=1)
     world.transport.away = True
+    world.pipeline.step(0)  # lets events in again
     world.pipeline.step(0)
     assert not world.pipeline.drain(0.05)
-    assert world.log.committed == {0: 600}
+    assert world.log.committed == {0: 601}  # the state is safe; the list is owed
 
 
 def test_judged_against_the_list_before_the_event(popularity: Bundle) -> None:
@@ -381,38 +349,3 @@ def test_event_to_list_runs_from_the_oldest_event_the_list_is_first_to_cover(pop
     labels = {"catching_up": "false"}
     assert world.metrics.registry.get_sample_value("stream_worker_event_to_list_seconds_sum", labels) == 4.0
     assert world.metrics.registry.get_sample_value("stream_worker_event_to_list_seconds_count", labels) == 1
-
-
-@pytest.mark.parametrize("call", ["poll", "publish", "commit"])
-def test_a_crash_at_any_call_of_the_transport_loses_and_doubles_nothing(call: str, sasrec: Bundle, seed: int) -> None:
-    rng = random.Random(f"{seed} {call}")
-    log: list[dict[str, Any]] = [
-        {
-            "user": f"u{rng.randrange(12)}",
-            "item": f"i{rng.randrange(60)}",
-            "action": rng.choice(["view", "purchase"]),
-            "time": START_MS + rng.randrange(100) * 1000,
-        }
-        for _ in range(150)
-    ]
-    world = World(sasrec, max_poll_records=20, history_length=8, excluded_length=2)
-    crashes = 0
-    for event in log:
-        world.log.append(msgspec.json.encode(event), event["user"].encode())
-        if rng.random() < 0.2:
-            world.transport.crash_at(call, rng.randrange(1, 6))
-        try:
-            if rng.random() < 0.5:
-                world.pipeline.step(0)
-        except Crash:
-            crashes += 1
-            world.restart()
-    world.restart()
-    world.settle()
-    assert crashes >= 3
-    oracle = fold_log(log, 8, 2, world.settings.excluding)
-    state = exact(world.pipeline.owned[0].state, world.pipeline.actions)
-    assert state == {name: expected(user) for name, user in oracle.items()}
-    newest = {top.user: top.offset for top in world.lists()}
-    assert newest == {name: user.applied for name, user in oracle.items()}
-    assert world.log.committed == {0: len(log)}

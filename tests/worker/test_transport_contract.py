@@ -12,7 +12,7 @@ import pytest
 from demo.broker import Broker
 from stream_worker.settings import Settings, TopicsSettings
 from stream_worker.topics import check_topics
-from stream_worker.transports.base import Delivery, Record, Topic, Transport
+from stream_worker.transports.base import Cause, Change, Delivery, Outcome, Record, Topic, Transport
 from stream_worker.transports.files import FileTransport
 from stream_worker.transports.kafka import KafkaTransport
 from stream_worker.transports.memory import MemoryLog, MemoryTransport
@@ -29,6 +29,14 @@ class Rig(ABC):
     @abstractmethod
     def published(self, topic: Topic) -> Sequence[tuple[bytes | None, bytes | None]]:
         """(key, value) of what arrived, as far as the transport keeps them."""
+
+    def another(self) -> Transport:
+        """One more member of the group, open."""
+        raise NotImplementedError
+
+    def expel(self) -> None:
+        """Make the group throw the transport out, without telling it."""
+        raise NotImplementedError
 
     @abstractmethod
     def reopen(self) -> Transport:
@@ -50,6 +58,15 @@ class MemoryRig(Rig):
         self.transport = MemoryTransport(self.log, max_poll_records=3)
         self.transport.open()
         return self.transport
+
+    def another(self) -> Transport:
+        transport = MemoryTransport(self.log, max_poll_records=3)
+        transport.open()
+        return transport
+
+    def expel(self) -> None:
+        self.log.members.remove(self.transport)  # type: ignore[arg-type]
+        self.log.rebalance()
 
 
 class FileRig(Rig):
@@ -79,6 +96,7 @@ class KafkaRig(Rig):
             "events_topic": unique("events"),
             "recommendations_topic": unique("recommendations"),
             "rejected_topic": unique("rejected"),
+            "state_topic": unique("state"),
         }
         check_topics(TopicsSettings(create=True, partitions=1, **names))
         producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
@@ -112,6 +130,20 @@ class KafkaRig(Rig):
         self.transport.open()
         return self.transport
 
+    def another(self) -> Transport:
+        transport = KafkaTransport(self.settings)
+        transport.open()
+        return transport
+
+    def expel(self) -> None:
+        from kafka import KafkaAdminClient
+        from kafka.admin import MemberToRemove
+
+        admin = KafkaAdminClient(bootstrap_servers=self.settings.bootstrap)
+        (member,) = admin.describe_groups([self.settings.group])[self.settings.group]["members"]
+        admin.remove_group_members(self.settings.group, [MemberToRemove(member_id=member["member_id"])])
+        admin.close()
+
 
 @pytest.fixture(params=["memory", "files", "kafka"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Rig]:
@@ -129,15 +161,15 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path, unique: Callable[[str], 
     rig.transport.close()
 
 
-def until(transport: Transport, done: Callable[[list[Record]], bool], start: int | None = None) -> list[Record]:
-    """Poll until `done` of what came; seek new partitions to `start`, or to where the group is."""
+def until(transport: Transport, done: Callable[[list[Record]], bool], start: int = 0) -> list[Record]:
+    """Poll until `done` of what came; seek new partitions to `start`."""
     records: list[Record] = []
     deadline = time.monotonic() + DEADLINE_S
     while not done(records):
         assert time.monotonic() < deadline, f"only {len(records)} records came"
         polled = transport.poll(0.05)
         for one in polled.assigned:
-            transport.seek(one.partition, (one.committed or 0) if start is None else start)
+            transport.seek(one.partition, start)
         assert all(len(batch) for batch in polled.records.values())
         records += [record for batch in polled.records.values() for record in batch]
     return records
@@ -159,7 +191,6 @@ def test_records_come_whole_in_order_and_no_more_than_asked_for(rig: Rig) -> Non
     assert [record.offset for record in records] == list(range(len(EVENTS)))
     assert [record.value.strip() for record in records if record.value] == EVENTS
     assert rig.transport.partitions == 1
-    assert rig.transport.position(0) >= len(EVENTS)
     assert rig.transport.lag()[0] == 0
     assert rig.transport.contact_age_s < DEADLINE_S
 
@@ -198,20 +229,68 @@ def test_flush_waits_for_what_is_in_flight(rig: Rig) -> None:
     assert sorted(one.token for one in rig.transport.deliveries()) == list(range(100))
 
 
-@pytest.mark.parametrize("rig", ["memory", "kafka"], indirect=True)  # a file is always read from its start
-def test_a_commit_is_reported_and_found_by_the_next_owner(rig: Rig) -> None:
-    until(rig.transport, lambda records: len(records) >= 4)
-    rig.transport.commit({0: 4})
-    found: list[Any] = []
+def restored(transport: Transport) -> list[tuple[bytes | None, bytes | None]]:
+    """(key, value) on the changelog of partition 0, from its assignment to its end."""
+    found: list[Record] = []
     deadline = time.monotonic() + DEADLINE_S
-    while not found:
+    while True:
+        assert time.monotonic() < deadline, "the changelog did not end"
+        polled = transport.poll(0.05)
+        found += polled.states.get(0, ())
+        if 0 in polled.restored:
+            return [(record.key, record.value) for record in found]
+
+
+def written(transport: Transport, changes: list[Change], position: int) -> Outcome:
+    """A checkpoint, and what became of it."""
+    transport.checkpoint(iter(changes), {0: position})
+    deadline = time.monotonic() + DEADLINE_S
+    while (outcome := transport.checkpointed(0.01)) is None:
         assert time.monotonic() < deadline
-        rig.transport.poll(0.01)
-        found += rig.transport.commits()
-    assert found == [({0: 4}, None)]
-    assert rig.transport.commit_now({0: 5}, DEADLINE_S)
-    records = until(rig.reopen(), lambda records: len(records) == 2)
-    assert [record.offset for record in records] == [5, 6]
+        transport.poll(0.01)
+    assert transport.checkpointed() is None, "told once"
+    return outcome
+
+
+CHANGES = [Change(0, b"u1", b"one"), Change(0, b"u2", b"two")]
+durable = pytest.mark.parametrize("rig", ["memory", "kafka"], indirect=True)  # a file is always read from its start
+
+
+@durable
+def test_a_checkpoint_is_found_by_the_next_owner(rig: Rig) -> None:
+    assert restored(rig.transport) == []
+    assert written(rig.transport, CHANGES, 4) == Outcome(None)
+    assert written(rig.transport, [Change(0, b"u1", None), Change(0, b"u3", b"three")], 5) == Outcome(None)
+    states = restored(rig.reopen())
+    assert states == [*((one.key, one.value) for one in CHANGES), (b"u1", None), (b"u3", b"three")]
+
+
+@durable
+def test_a_checkpoint_of_a_member_that_was_passed_over_is_refused(rig: Rig) -> None:
+    """It does not poll, so it has not heard that another joined; the membership it would use is of before."""
+    restored(rig.transport)
+    rig.expel()
+    other = rig.another()
+    outcome = None
+    rig.transport.checkpoint(iter(CHANGES), {0: 4})
+    deadline = time.monotonic() + DEADLINE_S
+    while (outcome := rig.transport.checkpointed(0.01)) is None:
+        assert time.monotonic() < deadline
+    assert outcome.cause is Cause.MEMBERSHIP
+    assert restored(other) == []
+    other.close()
+
+
+@durable
+def test_while_held_no_events_come_and_all_else_does(rig: Rig) -> None:
+    rig.transport.hold(True)
+    assert restored(rig.transport) == []
+    rig.transport.seek(0, 0)
+    for _ in range(10):
+        assert not rig.transport.poll(0.02).records
+    assert written(rig.transport, CHANGES, 4) == Outcome(None)
+    rig.transport.hold(False)
+    assert len(until(rig.transport, lambda records: len(records) == len(EVENTS))) == len(EVENTS)
 
 
 def test_nothing_is_delivered_before_seek(rig: Rig) -> None:
@@ -223,7 +302,7 @@ def test_nothing_is_delivered_before_seek(rig: Rig) -> None:
         assert not polled.records
         assigned += polled.assigned
     (one,) = assigned
-    assert (one.partition, one.start, one.committed if isinstance(rig, KafkaRig) else None) == (0, 0, None)
+    assert (one.partition, one.start) == (0, 0)
     for _ in range(5):
         assert not rig.transport.poll(0.02).records
     rig.transport.seek(0, 0)

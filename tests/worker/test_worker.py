@@ -126,7 +126,7 @@ def test_mistakes_are_one_line_with_their_exit_code(stage: Stage, tmp_path: Path
         (["run", "--bundle", str(tmp_path)], 3, "no manifest.json and no current.json"),
         (["run", *bundle, "--device", "cuda"], 3, "device cuda:"),
         (["run", *bundle, *kafka, "--events-topic", "nowhere"], 4, "stream-worker topics --create"),
-        (["run", *bundle, *kafka, *stage.flags, "--rejected-topic", "nowhere"], 4, "no topic ['nowhere']"),
+        (["run", *bundle, *kafka, *stage.flags, "--rejected-topic", "nowhere"], 4, "nowhere: missing"),
         (["topics", "--bootstrap", stage.broker.bootstrap, "--events-topic", "nowhere"], 4, "not as required"),
         (["replay", *bundle, "--events", str(tmp_path / "none"), "--out", str(tmp_path / "out")], 4, "No such file"),
     ]

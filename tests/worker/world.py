@@ -55,8 +55,8 @@ class World:
             pipeline.step(0)
             behind = any(one.next_offset < len(self.log.events[number]) for number, one in pipeline.owned.items())
             if not behind and not pipeline.marked:
-                pipeline.step(0)  # sees the acknowledgements, and commits
-                pipeline.step(0)
+                for _ in range(3):  # see the acknowledgements, begin a checkpoint, see its end
+                    pipeline.step(0)
                 return
         raise AssertionError(f"not settled after {most_steps} steps")
 
@@ -86,6 +86,7 @@ def exact(state: Partition, actions: Actions) -> dict[str, dict[str, Any]]:
             ],
             "events": int(state.events[row]),
             "applied": int(state.applied_offset[row]),
+            "received": int(state.timestamp[row]),
         }
     return users
 
