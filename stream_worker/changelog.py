@@ -29,7 +29,9 @@ _ITEM, _TIME, _ACTION = np.dtype("<u8"), np.dtype("<u4"), np.dtype("<u2")
 class Position(msgspec.Struct, frozen=True, kw_only=True):
     """Where the partition's state stands, and what it was made with: the value of the record at `POSITION_KEY`.
 
-    next_offset: of the events partition; all before it is in the state.
+    next_offset: of the events partition, to read from: the first whose rejection or erasure was not acknowledged.
+    folded_offset: all events before it are in the state.
+    newest: the highest Kafka timestamp of a folded record, epoch ms.
     topic_id: of the events topic, which another topic of the same name does not have (KIP-516).
     partitions: of the events topic.
     history_length, excluded_length: H and E.
@@ -37,6 +39,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     next_offset: int
+    folded_offset: int
+    newest: int
     topic_id: str
     partitions: int
     history_length: int
@@ -120,7 +124,7 @@ class Loader:
                 if key == POSITION_KEY:
                     self.position = self._position(value)
                 elif key is not None and value is None:
-                    self._state.erase(key.decode())
+                    self._state.drop(key.decode())
                 elif key is not None and value is not None:
                     self._user(key.decode(), value)
                 else:

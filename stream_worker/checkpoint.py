@@ -112,6 +112,8 @@ class Checkpoints:
     def _position(self, owned: Owned, offset: int) -> Position:
         return Position(
             next_offset=max(offset, owned.written),
+            folded_offset=max(owned.next_offset, owned.folded_offset),
+            newest=owned.state.newest,
             topic_id=self._transport.topic_id,
             partitions=self._transport.partitions,
             history_length=self._settings.history_length,

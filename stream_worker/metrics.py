@@ -61,7 +61,7 @@ class Metrics:
         self.duplicates = counter("duplicates", "Events with the item, action and second of one in the history.")
         self.late = counter("late", "Events older than the user's newest.")
         self.lost_events = counter("lost_events", "Events deleted from the topic before they were read.")
-        self.forgotten = counter("forgotten", "Users erased on request.")
+        self.evicted = counter("evicted", "Users forgotten: for room, by age, or on request.", "reason")
         self.batch_users = histogram("batch_users", "Users in one run of the graph.", BATCH_BUCKETS)
         self.coalesced = counter("coalesced", "Events that share a list with a later event of the same user.")
         self.lag_records = gauge("lag_records", "Records not yet polled.", "partition")
@@ -94,6 +94,7 @@ class Metrics:
 
         self.unknown_items = self.unknown.labels(kind="item")
         self.unknown_actions = self.unknown.labels(kind="action")
+        self.evicted_for = {reason: self.evicted.labels(reason=reason) for reason in ("room", "ttl", "forget")}
         self._actions: dict[str, Counter] = {}
 
     def count_folds(self, actions: Mapping[str, int], outcomes: Mapping[Fold, int], coalesced: int) -> None:

@@ -3,19 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from stream_worker.marked import Mark
 from stream_worker.metrics import Metrics
 from stream_worker.ownership import Lease
 from stream_worker.state import Partition
 from stream_worker.transports.base import Topic, Transport
-
-
-@dataclass(slots=True)
-class Mark:
-    """A user whose list does not cover all folded events."""
-
-    first_offset: int  # of the oldest such event
-    oldest_timestamp: int  # its Kafka timestamp, epoch ms
-    catching_up: bool
 
 
 @dataclass(eq=False, slots=True)
@@ -27,12 +19,11 @@ class Sent:
 
     state: Partition
     topic: Topic
-    offset: int  # the first event it answers
+    offset: int  # the last event it answers
     key: bytes | None
     value: bytes | None
     user: str = ""
     mark: Mark | None = None
-    applied_offset: int = -1  # the last event it answers
     headers: list[tuple[str, bytes]] = field(default_factory=list)
 
     @property
@@ -107,7 +98,9 @@ class Outbox:
             elif sent.mark:
                 lists += 1
                 self._event_to_list[sent.mark.catching_up].observe(max(0.0, at - sent.mark.oldest_timestamp / 1000))
-                sent.state.listed(sent.user, sent.applied_offset)
+                sent.state.listed(sent.user, sent.offset)
+            elif sent.topic is Topic.RECOMMENDATIONS:
+                sent.state.erased(sent.user)
         if lists:
             self._lists.inc(lists)
         return [sent for sent in failed if not _replaced(sent)]
@@ -138,4 +131,4 @@ def _is_late_tombstone(sent: Sent) -> bool:
 
 def _replaced(sent: Sent) -> bool:
     row = sent.state.row(sent.user)
-    return row is None or bool(sent.state.listed_offset[row] >= sent.applied_offset)
+    return row is None or bool(sent.state.listed_offset[row] >= sent.offset)

@@ -26,6 +26,7 @@ class Owned:
     loader: Loader | None  # while its changelog is being read
     assigned_at: float  # monotonic
     next_offset: int = -1  # after all records folded, skipped or rejected; -1 while restoring
+    folded_offset: int = 0  # events before it are in the state, though they may be read again for other reasons
     written: int = -1  # the position on the changelog; -1 for none
     epoch: int = 0
     timestamp: int = 0  # Kafka timestamp of the last record, epoch ms
@@ -111,7 +112,11 @@ class Ownership(Mapping[int, Owned]):
 
     def _take(self, assigned: Assigned) -> None:
         number, settings = assigned.partition, self._settings
-        state = Partition(number, settings.history_length, settings.excluded_length, self._list_length)
+        ttl_ms = None if settings.user_ttl_s is None else int(settings.user_ttl_s * 1000)
+        state = Partition(
+            number, settings.history_length, settings.excluded_length, self._list_length,
+            settings.max_users_per_partition, ttl_ms,
+        )  # fmt: skip
         loader = Loader(state, self._actions, f"{settings.state_topic}-{number}")
         self._owned[number] = Owned(state, assigned, loader, time.monotonic())
         self._metrics.restoring.labels(partition=number).set(1)
@@ -123,6 +128,7 @@ class Ownership(Mapping[int, Owned]):
         owned.next_offset = self._first(owned.assigned) if position is None else self._next(owned.assigned, position)
         if position is not None:
             owned.written, owned.epoch = position.next_offset, position.epoch
+            owned.folded_offset, owned.state.newest = position.folded_offset, position.newest
         owned.loader = None
         self._transport.seek(number, owned.next_offset)
         seconds = time.monotonic() - owned.assigned_at

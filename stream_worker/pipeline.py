@@ -1,7 +1,7 @@
 """THE file: one step, poll to checkpoint. One thread runs it and owns all state.
 
 A user with events that no list covers is *marked*. A step folds what was polled, which marks users, and then
-serves marked users, oldest first. A list that fails to arrive marks its user again, so the newest list wins.
+serves marked users. A list that fails to arrive marks its user again, so the newest list wins.
 """
 
 import math
@@ -21,9 +21,10 @@ from stream_worker.checkpoint import Checkpoints
 from stream_worker.errors import RejectedEventError
 from stream_worker.fold import Fold
 from stream_worker.judge import Judge
+from stream_worker.marked import Key, Mark, Marked
 from stream_worker.messages import FORGET, NO_TIMESTAMP, Event, EventDecoder, TopK, encode_list, item_hash
 from stream_worker.metrics import Metrics, Stopwatch
-from stream_worker.outbox import Mark, Outbox, Sent
+from stream_worker.outbox import Outbox, Sent
 from stream_worker.ownership import Lease, Owned, Ownership
 from stream_worker.rejects import Breaker, rejected
 from stream_worker.settings import Settings
@@ -34,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 USERS_PER_STEP = 256  # enough to sort into even batches, few enough to poll again soon
 CATCHING_UP_RECORDS = 1000
+LATE_SHARE = 5  # while a partition is catching up, one user in so many of a step is of its kind
 OBSERVE_INTERVAL_S = 1.0  # lag and sizes
 SCORE_DECIMALS = 6
 
@@ -100,7 +102,7 @@ class Pipeline:
         self._judge = Judge(metrics, settings.variant, bundle.default_list[: self._k])
         self.owned = Ownership(settings, transport, metrics, self.actions, self._k)
         self._checkpoints = Checkpoints(settings, transport, metrics, self.actions)
-        self.marked: dict[tuple[int, str], Mark] = {}  # insertion order: whose first event came first
+        self.marked = Marked()
         self._stalled = False  # users are marked, but nothing may be sent
         self._observed_at = -math.inf
 
@@ -109,7 +111,8 @@ class Pipeline:
         lap = self._lap
         lap.start()
         self._lease.renew()
-        polled = self._transport.poll(0 if self.marked and not self._stalled else timeout_s)
+        late = [number for number, one in self.owned.items() if one.catching_up]
+        polled = self._transport.poll(0 if self.marked and not self._stalled else timeout_s, late)
         lap("poll")
         self._follow(polled)
         decoded = self._decode(polled)
@@ -149,13 +152,13 @@ class Pipeline:
         """Forget what is no longer ours: it must not be published. Serve whom a restored partition owes a list."""
         dropped, restored = self.owned.follow(polled)
         for owned in dropped:
-            number = owned.state.number
-            self.marked = {key: mark for key, mark in self.marked.items() if key[0] != number}
+            self.marked.drop(owned.state.number)
             self._outbox.drop(owned.state)
         for owned in restored:
+            self._erase(owned.state, owned.state.expire_now(), owned.next_offset, "ttl")
             for user, row in owned.state.owed():
-                offset, timestamp = owned.state.applied_offset[row], owned.state.timestamp[row]
-                self.marked[owned.state.number, user] = Mark(int(offset), int(timestamp), owned.catching_up)
+                timestamp = int(owned.state.timestamp[row])
+                self.marked.mark((owned.state.number, user), timestamp, self._is_stale(timestamp))
 
     # -- decode --------------------------------------------------------------------------------------------------
 
@@ -184,6 +187,8 @@ class Pipeline:
             self._fold_partition(owned, decoded[number])
             owned.next_offset = records[-1].offset + 1
             owned.timestamp = records[-1].timestamp
+            if owned.catching_up != self._is_stale(owned.timestamp):
+                self._note_lag(owned)
 
     def _fold_partition(self, owned: Owned, decoded: Sequence[Decoded]) -> None:
         state, actions, number = owned.state, self.actions, owned.state.number
@@ -193,22 +198,28 @@ class Pipeline:
         outcomes: Counter[Fold] = Counter()
         coalesced = 0
         for record, event in decoded:
-            if event.action == FORGET:
-                self._forget(state, event.user, record.offset)
+            if record.offset < owned.folded_offset:  # read again, because not all that it led to had arrived
+                if event.action == FORGET and state.row(event.user) is None:
+                    self._erase(state, [event.user], record.offset, "forget")
                 continue
-            action, item = actions.code(event.action), item_hash(event.item)
             timestamp = event.time_ms if record.timestamp == NO_TIMESTAMP else record.timestamp
             self._log_time_ms = max(self._log_time_ms, timestamp)
+            if timestamp > state.newest and (expired := state.expire(timestamp)):
+                self._erase(state, expired, record.offset, "ttl")
+            if event.action == FORGET:
+                state.forget(event.user)
+                self._erase(state, [event.user], record.offset, "forget")
+                continue
+            action, item = actions.code(event.action), item_hash(event.item)
             row, outcome = state.fold(event, item, action, actions.excluding[action], record.offset, timestamp)
+            if state.evicted:
+                self._evict(state)
             outcomes[outcome] += 1
             if outcome < Fold.DUPLICATE:
                 counts[event.action] += 1
                 rows.append(row)
                 items.append(item)
-                if (number, event.user) in self.marked:
-                    coalesced += 1
-                else:
-                    self.marked[number, event.user] = Mark(record.offset, timestamp, owned.catching_up)
+                coalesced += self.marked.mark((number, event.user), timestamp, owned.catching_up)
         self._metrics.count_folds(counts, outcomes, coalesced)
         if rows:
             known = self._bundle.items.rows_of(np.array(items, np.uint64))
@@ -218,24 +229,25 @@ class Pipeline:
             )
             self._judge.judge(state.listed_items[rows], known)
 
-    def _forget(self, state: Partition, user: str, offset: int) -> None:
-        """Erase a user, and the user's list."""
-        row = state.row(user)
-        if row is not None and state.applied_offset[row] > offset:
-            return  # replayed: the user was erased then, and has come back since
-        state.forget(user)
-        self.marked.pop((state.number, user), None)
-        self._metrics.forgotten.inc()
-        self._outbox.send(Sent(state, Topic.RECOMMENDATIONS, offset, user.encode(), None, user))
+    def _erase(self, state: Partition, users: Sequence[str], offset: int, reason: str) -> None:
+        """These users are no longer in the state: erase their lists, too."""
+        for user in users:
+            self.marked.discard((state.number, user))
+            self._outbox.send(Sent(state, Topic.RECOMMENDATIONS, offset, user.encode(), None, user))
+        self._metrics.evicted_for[reason].inc(len(users))
+
+    def _evict(self, state: Partition) -> None:
+        """Users who had to make room get no list; the one they have stays."""
+        for user in state.evicted:
+            self.marked.discard((state.number, user))
+        self._metrics.evicted_for["room"].inc(len(state.evicted))
+        state.evicted = []
 
     def _settle(self) -> None:
         """Users whose list did not arrive are marked again, from the first event it covered."""
         for sent in self._outbox.settle():
             assert sent.mark is not None
-            key = sent.state.number, sent.user
-            newer = self.marked.setdefault(key, sent.mark)
-            newer.first_offset = min(newer.first_offset, sent.mark.first_offset)
-            newer.oldest_timestamp = min(newer.oldest_timestamp, sent.mark.oldest_timestamp)
+            self.marked.put_back((sent.state.number, sent.user), sent.mark)
 
     # -- batch, infer, encode, publish ---------------------------------------------------------------------------
 
@@ -265,15 +277,18 @@ class Pipeline:
         lap("publish")
 
     def _take_marked(self) -> list[Served]:
-        """The users marked longest, as many as may be sent; by partition, so that each is gathered at once."""
-        number_of_users = min(USERS_PER_STEP, self._outbox.room) if self.marked else 0
-        keys = [key for key, _ in zip(self.marked, range(number_of_users), strict=False)]
+        """Users to be served now, as many as may be sent; by partition, so that each is gathered at once."""
+        if not self.marked:
+            return []
+        most = min(USERS_PER_STEP, self._outbox.room)
+        behind = any(one.catching_up for one in self.owned.values())
+        taken = self.marked.take(most, -(-most // LATE_SHARE) if behind else most)
         users = []
-        for key in sorted(keys, key=lambda key: key[0]):
-            state = self.owned[key[0]].state
-            row = state.row(key[1])
+        for (number, user), mark in sorted(taken, key=_partition):
+            state = self.owned[number].state
+            row = state.row(user)
             assert row is not None, "a marked user is in the state"
-            users.append(Served(state, row, key[1], self.marked.pop(key)))
+            users.append(Served(state, row, user, mark))
         return users
 
     def _encode(self, users: Sequence[Served], feeds: Feeds, outputs: Feeds) -> list[Sent]:
@@ -307,7 +322,7 @@ class Pipeline:
                 offset=applied,
             )
             key, value = user.encode(), encode_list(top)
-            messages.append(Sent(state, Topic.RECOMMENDATIONS, mark.first_offset, key, value, user, mark, applied))
+            messages.append(Sent(state, Topic.RECOMMENDATIONS, applied, key, value, user, mark))
         return messages
 
     def _because(
@@ -334,20 +349,32 @@ class Pipeline:
     def _now_ms(self) -> int:
         return self._log_time_ms if self._clock is None else int(self._clock() * 1000)
 
+    def _is_stale(self, timestamp: int) -> bool:
+        return self._now_ms() - timestamp > self._settings.stale_after_s * 1000
+
+    def _note_lag(self, owned: Owned) -> int:
+        """See whether a partition is catching up; returns how many of its records wait."""
+        waiting = self._transport.lag().get(owned.state.number, 0)
+        owned.catching_up = waiting > CATCHING_UP_RECORDS and self._is_stale(owned.timestamp)
+        return waiting
+
     def _observe(self) -> None:
-        metrics, lag, now_ms = self._metrics, self._transport.lag(), self._now_ms()
+        metrics, now_ms = self._metrics, self._now_ms()
         for number, owned in self.owned.items():
             if owned.restoring:
                 continue
-            behind = lag.get(number, 0)
-            age_s = max(0, now_ms - owned.timestamp) / 1000 if behind and owned.timestamp else 0.0
-            owned.catching_up = behind > CATCHING_UP_RECORDS and age_s > self._settings.stale_after_s
-            metrics.lag_records.labels(partition=number).set(behind)
+            waiting = self._note_lag(owned)
+            age_s = max(0, now_ms - owned.timestamp) / 1000 if waiting and owned.timestamp else 0.0
+            metrics.lag_records.labels(partition=number).set(waiting)
             metrics.lag_seconds.labels(partition=number).set(age_s)
             metrics.users.labels(partition=number).set(len(owned.state))
         metrics.state_bytes.set(sum(owned.state.nbytes for owned in self.owned.values()))
         metrics.pending_users.set(len(self.marked))
         metrics.in_flight_bytes.set(self._outbox.nbytes)
+
+
+def _partition(taken: tuple[Key, Mark]) -> int:
+    return taken[0][0]
 
 
 def _gather(users: Sequence[Served]) -> Iterator[Histories]:

@@ -90,6 +90,12 @@ class Settings(KafkaSettings):
         "purchase,dislike,hide",
         description="Actions whose items are kept apart as excluded, comma-separated.",
     )
+    max_users_per_partition: int = Field(
+        1_000_000, ge=1, description="Most users of a partition; for one more the longest silent one is forgotten."
+    )
+    user_ttl_s: float | None = Field(
+        None, ge=60, description="Users without an event for so long are forgotten, and their lists; default never."
+    )
 
     event_user_field: str = Field("user", description="Path of the user in an event, such as properties.user_id.")
     event_item_field: str = Field("item", description="Path of the item in an event.")

@@ -4,6 +4,7 @@ Only the main thread touches it. Everything here is a function of the log alone:
 Axes: C capacity in rows, H history length, E excluded length, K list length, B users of a batch.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +19,7 @@ from stream_worker.messages import Event
 FIRST_ROWS, CHUNK_ROWS = 256, 4096  # slabs double from the first, and then grow by chunks
 MAX_ACTIONS = 65_535
 NO_OFFSET = -1
+NOBODY = 2**62  # offset and timestamp of a row without a user: neither old nor owed anything
 
 
 class Actions:
@@ -91,10 +93,26 @@ class Partition:
         number: the partition's number.
         history_length, excluded_length: H and E.
         list_length: K, items of the last list that are remembered for judging it.
+        max_users: most users; for one more, the user without an event for the most records goes.
+        ttl_ms: users whose last event is older than this, against `newest`, go; None for never.
     """
 
-    def __init__(self, number: int, history_length: int, excluded_length: int, list_length: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        history_length: int,
+        excluded_length: int,
+        list_length: int,
+        max_users: int = 2**31,
+        ttl_ms: int | None = None,
+    ) -> None:
         self.number = number
+        self.max_users = max_users
+        self.ttl_ms = ttl_ms
+        self.newest = 0  # the highest Kafka timestamp of a record, epoch ms
+        self.leaving: set[str] = set()  # expired, but their lists are not erased yet: the changelog keeps them till then
+        self.evicted: list[str] = []  # to make room, since the caller last emptied it
+        self._eldest: deque[tuple[int, int]] = deque()  # (row, applied_offset): who goes next, unless touched since
         self.changed: set[str] = set()  # users whose exact state is not what the last `take_changed` copied
         self.users: list[str | None] = []  # row -> user
         self._rows: dict[str, int] = {}
@@ -151,6 +169,8 @@ class Partition:
         """
         row = self._rows.get(event.user)
         if row is None:
+            if len(self._rows) >= self.max_users:
+                self._make_room()
             row = self._add(event.user)
         elif offset <= self.applied_offset[row]:
             return row, Fold.REPLAYED
@@ -181,12 +201,40 @@ class Partition:
         return row, outcome
 
     def forget(self, user: str) -> None:
-        """Erase a user."""
+        """Erase a user, here and on the changelog."""
         self.changed.add(user)
-        row = self._rows.pop(user, None)
-        if row is not None:
-            self.users[row] = None
-            self._free.append(row)
+        self._remove(user)
+
+    def expire(self, timestamp: int) -> list[str]:
+        """A record of this Kafka timestamp comes: erase the users who have had no event for `ttl_ms`.
+
+        That is looked at sixteen times a `ttl_ms`, at timestamps that depend on the log alone. The changelog keeps
+        them until they are `erased`, so that a restart does not forget to erase their lists.
+        """
+        if timestamp <= self.newest:
+            return []
+        before, self.newest = self.newest, timestamp
+        if self.ttl_ms is None or timestamp // (self.ttl_ms // 16) == before // (self.ttl_ms // 16):
+            return []
+        return self.expire_now()
+
+    def expire_now(self) -> list[str]:
+        """See `expire`: those that are due at `newest`."""
+        if self.ttl_ms is None:
+            return []
+        step = self.ttl_ms // 16
+        (rows,) = np.nonzero(self.timestamp[: len(self.users)] < self.newest // step * step - self.ttl_ms)
+        expired = [user for row in rows.tolist() if (user := self.users[row]) is not None]
+        for user in expired:
+            self._remove(user)
+        self.leaving.update(expired)
+        return expired
+
+    def erased(self, user: str) -> None:
+        """The list of a user who was erased is gone, so the state may go, too."""
+        if user in self.leaving:
+            self.leaving.remove(user)
+            self.changed.add(user)
 
     def listed(self, user: str, offset: int) -> None:
         """A list that covers the user's events up to `offset` is acknowledged."""
@@ -204,7 +252,8 @@ class Partition:
 
     def take_changed(self) -> Copy:
         """Copy the users that changed since the last call."""
-        changed, self.changed = self.changed, set()
+        changed = self.changed - self.leaving
+        self.changed &= self.leaving
         users = [user for user in changed if user in self._rows]
         rows_B = np.array([self._rows[user] for user in users], np.intp)
         return Copy(
@@ -222,10 +271,9 @@ class Partition:
         row = self._rows.get(user)
         return self._add(user) if row is None else row
 
-    def erase(self, user: str) -> None:
+    def drop(self, user: str) -> None:
         """Erase a user as the changelog says: that is no change to write there."""
-        self.forget(user)
-        self.changed.discard(user)
+        self._remove(user)
 
     def gather(self, rows_B: Sequence[int] | NDArray[Any]) -> Histories:
         """Copies of these users' exact state."""
@@ -240,6 +288,33 @@ class Partition:
             self.excluded_length[rows_B],
         )
 
+    def _make_room(self) -> None:
+        """Evict users with the smallest `applied_offset`, so that one more fits."""
+        while len(self._rows) >= self.max_users:
+            if not self._eldest:
+                self._find_eldest()
+            row, applied = self._eldest.popleft()
+            user = self.users[row]
+            if user is not None and self.applied_offset[row] == applied:
+                self.changed.add(user)
+                self.evicted.append(user)
+                self._remove(user)
+
+    def _find_eldest(self) -> None:
+        """The next to go, in order; all others have had an event since any of them."""
+        applied = self.applied_offset[: len(self.users)]
+        most = min(max(FIRST_ROWS, len(applied) // 64), len(applied))
+        rows = np.argpartition(applied, most - 1)[:most]
+        rows = rows[np.argsort(applied[rows])]
+        self._eldest = deque((row, offset) for row, offset in zip(rows.tolist(), applied[rows].tolist(), strict=True))
+
+    def _remove(self, user: str) -> None:
+        row = self._rows.pop(user, None)
+        if row is not None:
+            self.users[row] = None
+            self.applied_offset[row] = self.listed_offset[row] = self.timestamp[row] = NOBODY
+            self._free.append(row)
+
     def _add(self, user: str) -> int:
         if self._free:
             row = self._free.pop()
@@ -250,6 +325,7 @@ class Partition:
                 self._grow()
             self.users.append(user)
         self._rows[user] = row
+        self.leaving.discard(user)
         for slab in (self.length, self.excluded_length, self.events):
             slab[row] = 0
         for slab in (self.applied_offset, self.listed_offset):

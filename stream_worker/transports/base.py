@@ -4,7 +4,7 @@ One thread calls all of this. A transport may own threads (the Kafka client does
 into the pipeline: what they learn is handed over by `poll` and `deliveries`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
@@ -117,8 +117,10 @@ class Transport(Protocol):
             TransportError: the broker does not answer.
         """
 
-    def poll(self, timeout_s: float) -> Polled:
+    def poll(self, timeout_s: float, late: Collection[int] = ()) -> Polled:
         """Wait at most `timeout_s` for records. A broker that is away brings nothing; it is not an error.
+
+        Events of the partitions in `late` come only in the room that those of the others leave.
 
         Raises:
             DataError: the log no longer has the position asked for.

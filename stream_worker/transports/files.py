@@ -4,7 +4,7 @@ One partition, offset = line number from 0, no keys and no Kafka timestamps: an 
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,7 +64,7 @@ class FileTransport:
             raise DataError(f"{error.filename}: {error.strerror}.") from error
         self._open = True
 
-    def poll(self, timeout_s: float) -> Polled:
+    def poll(self, timeout_s: float, late: Collection[int] = ()) -> Polled:
         """See `Transport`; blank lines count but are not delivered."""
         if not self._assigned:
             self._assigned = True

@@ -7,7 +7,7 @@ foreign exception is mapped here, in `kafka_*.py` and in `topics.py`.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 FETCH_MAX_WAIT_MS = 100
 # States of one poll: as many as the client gives at once, or so few that fresh events of other partitions hardly wait.
 RESTORE_RECORDS, RESTORE_RECORDS_BESIDE = 5000, 500
+LATE_RECORDS_BESIDE = 1000  # of partitions that are catching up, for the same reason
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
@@ -101,13 +102,13 @@ class KafkaTransport:
             raise away(s, error) from error
         self._consumer.subscribe([s.events_topic], listener=_Listener(self._rebalanced))
 
-    def poll(self, timeout_s: float) -> Polled:
+    def poll(self, timeout_s: float, late: Collection[int] = ()) -> Polled:
         """See `Transport`."""
         serving = bool(self._next)
         states, restored = self._changelog.poll(
             0 if serving else timeout_s, RESTORE_RECORDS_BESIDE if serving else RESTORE_RECORDS
         )
-        batches = self._poll_events(0 if states or restored else timeout_s)
+        batches = self._poll_events(0 if states or restored else timeout_s, late)
         self._mend_join()
         revoked = self._drain_rebalances()
         self._changelog.stop(revoked)
@@ -126,9 +127,17 @@ class KafkaTransport:
             records,
         )
 
-    def _poll_events(self, timeout_s: float) -> Mapping[TopicPartition, Sequence[Record]]:
+    def _poll_events(self, timeout_s: float, late: Collection[int]) -> Mapping[TopicPartition, Sequence[Record]]:
+        consumer, timeout_ms, most = self._open_consumer, int(timeout_s * 1000), self._settings.max_poll_records
+        behind = consumer.assignment() & {self._partition(number) for number in late if number in self._next}
         try:
-            return self._open_consumer.poll(timeout_ms=int(timeout_s * 1000))  # type: ignore[no-any-return]
+            if not behind or self._held or len(behind) == len(self._next):
+                return consumer.poll(timeout_ms=timeout_ms, max_records=most)  # type: ignore[no-any-return]
+            consumer.pause(*behind)
+            fresh: dict[TopicPartition, list[Record]] = consumer.poll(timeout_ms=0, max_records=most)
+            consumer.resume(*behind)
+            rest = consumer.poll(timeout_ms=0 if fresh else timeout_ms, max_records=min(most, LATE_RECORDS_BESIDE))
+            return {one: fresh.get(one, []) + rest.get(one, []) for one in fresh.keys() | rest.keys()}
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             raise DataError(
                 f"topic {self._settings.events_topic!r}: the position to read from is not retained ({error}). Was the "

@@ -5,7 +5,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +140,7 @@ class MemoryTransport:
         self.owned = {number: self.owned.get(number) for number in sorted(partitions)}
         self._restoring = {number: place for number, place in self._restoring.items() if number in partitions}
 
-    def poll(self, timeout_s: float) -> Polled:
+    def poll(self, timeout_s: float, late: Collection[int] = ()) -> Polled:
         """See `Transport`; never waits."""
         self._script("poll")
         self._fence = self._log.generation if self in self._log.members else -1
@@ -148,7 +148,7 @@ class MemoryTransport:
         self._revoked, self._assigned = [], []
         records: dict[int, Sequence[MemoryRecord]] = {}
         room = 0 if self._events_held else self._max_poll_records
-        for number, offset in self.owned.items():
+        for number, offset in sorted(self.owned.items(), key=lambda one: one[0] in late):
             if offset is None or not room:
                 continue
             if offset < self._log.start.get(number, 0):

@@ -1,0 +1,80 @@
+"""Users with events that no list covers, and in which order they are served."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Key = tuple[int, str]  # partition, user
+
+
+@dataclass(slots=True)
+class Mark:
+    """A user whose list does not cover all folded events."""
+
+    oldest_timestamp: int  # Kafka timestamp of the oldest such event, epoch ms
+    catching_up: bool  # whether its partition was behind when it came
+
+
+class Marked:
+    """Two queues: *fresh*, and *late* for the users of partitions that are catching up. Each is served oldest first."""
+
+    def __init__(self) -> None:
+        self._fresh: dict[Key, Mark] = {}  # insertion order: whose first event came first
+        self._late: dict[Key, Mark] = {}
+
+    def __len__(self) -> int:
+        """Users."""
+        return len(self._fresh) + len(self._late)
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether this user waits."""
+        return key in self._fresh or key in self._late
+
+    def __iter__(self) -> Iterator[Key]:
+        """All keys, in no order."""
+        yield from self._fresh
+        yield from self._late
+
+    def mark(self, key: Key, timestamp: int, catching_up: bool) -> bool:
+        """Note an event; returns whether its user waits already, so that one list will answer both.
+
+        A click in a partition that has caught up does not wait behind old work, even if its user did.
+        """
+        if key in self._fresh:
+            return True
+        waiting = self._late.get(key)
+        if waiting is None:
+            (self._late if catching_up else self._fresh)[key] = Mark(timestamp, catching_up)
+            return False
+        if not catching_up:
+            self._fresh[key] = self._late.pop(key)
+        return True
+
+    def put_back(self, key: Key, mark: Mark) -> None:
+        """This user's list did not arrive."""
+        waiting = self._fresh.get(key) or self._late.get(key)
+        if waiting is None:
+            (self._late if mark.catching_up else self._fresh)[key] = mark
+        else:
+            waiting.oldest_timestamp = min(waiting.oldest_timestamp, mark.oldest_timestamp)
+
+    def take(self, most: int, most_late: int) -> list[tuple[Key, Mark]]:
+        """Take up to `most` users off: at least a fifth of them late ones, if any wait, and no more than `most_late`
+        of those; the rest fresh ones.
+        """
+        late = min(len(self._late), most_late, max(-(-most // 5), most - len(self._fresh)))
+        return _pop(self._fresh, most - late) + _pop(self._late, late)
+
+    def discard(self, key: Key) -> None:
+        """This user is not waiting any more."""
+        self._fresh.pop(key, None)
+        self._late.pop(key, None)
+
+    def drop(self, partition: int) -> None:
+        """Nor is any of this partition."""
+        self._fresh = {key: mark for key, mark in self._fresh.items() if key[0] != partition}
+        self._late = {key: mark for key, mark in self._late.items() if key[0] != partition}
+
+
+def _pop(queue: dict[Key, Mark], most: int) -> list[tuple[Key, Mark]]:
+    keys = [key for key, _ in zip(queue, range(most), strict=False)]
+    return [(key, queue.pop(key)) for key in keys]
