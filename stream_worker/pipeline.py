@@ -187,7 +187,7 @@ class Pipeline:
             self._fold_partition(owned, decoded[number])
             owned.next_offset = records[-1].offset + 1
             owned.timestamp = records[-1].timestamp
-            if owned.catching_up != self._is_stale(owned.timestamp):
+            if owned.catching_up or self._is_stale(owned.timestamp):
                 self._note_lag(owned)
 
     def _fold_partition(self, owned: Owned, decoded: Sequence[Decoded]) -> None:

@@ -54,12 +54,49 @@ class KafkaSettings(BaseSettings):
         return value
 
 
-class Settings(KafkaSettings):
+class EventSettings(KafkaSettings):
+    """Who consumes the events, and how they look."""
+
+    group: str = Field("stream-worker", min_length=1, description="Consumer group; its workers share the partitions.")
+
+    event_user_field: str = Field("user", description="Path of the user in an event, such as properties.user_id.")
+    event_item_field: str = Field("item", description="Path of the item in an event.")
+    event_action_field: str = Field("action", description="Path of the action in an event.")
+    event_time_field: str = Field("time", description="Path of the time in an event.")
+    event_decoder: str | None = Field(
+        None,
+        description="package.module:function from a record's bytes to such a dict, for events that are not JSON.",
+    )
+    max_future_s: float = Field(300, ge=0, description="An event this far ahead of its Kafka timestamp is rejected.")
+
+
+class StateSettings(EventSettings):
+    """What is kept of a user."""
+
+    history_length: int = Field(64, ge=1, le=4096, description="Newest events kept of each user (H).")
+    excluded_length: int = Field(32, ge=0, le=4096, description="Newest items kept of excluding actions, per user (E).")
+    excluding_actions: str = Field(
+        "purchase,dislike,hide",
+        description="Actions whose items are kept apart as excluded, comma-separated.",
+    )
+    max_users_per_partition: int = Field(
+        1_000_000, ge=1, description="Most users of a partition; for one more the longest silent one is forgotten."
+    )
+    user_ttl_s: float | None = Field(
+        None, ge=60, description="Users without an event for so long are forgotten, and their lists; default never."
+    )
+
+    @property
+    def excluding(self) -> frozenset[str]:
+        """`excluding_actions` as a set."""
+        return frozenset(name.strip() for name in self.excluding_actions.split(",") if name.strip())
+
+
+class Settings(StateSettings):
     """Consume events, publish fresh lists."""
 
     bundle: Path = Field(description="A bundle, or a directory of bundles with a current.json.")
     client: Literal["kafka-python"] = Field("kafka-python", description="Kafka client library.")
-    group: str = Field("stream-worker", min_length=1, description="Consumer group; its workers share the partitions.")
     group_instance_id: str | None = Field(
         None, description="Static membership: a name that survives a restart, such as the pod's."
     )
@@ -83,29 +120,6 @@ class Settings(KafkaSettings):
         description="Leave the items of the user's history out of the list. Default: what the bundle says.",
     )
     variant: str = Field("a", min_length=1, max_length=64, description="Name of this deployment in lists and metrics.")
-
-    history_length: int = Field(64, ge=1, le=4096, description="Newest events kept of each user (H).")
-    excluded_length: int = Field(32, ge=0, le=4096, description="Newest items kept of excluding actions, per user (E).")
-    excluding_actions: str = Field(
-        "purchase,dislike,hide",
-        description="Actions whose items are kept apart as excluded, comma-separated.",
-    )
-    max_users_per_partition: int = Field(
-        1_000_000, ge=1, description="Most users of a partition; for one more the longest silent one is forgotten."
-    )
-    user_ttl_s: float | None = Field(
-        None, ge=60, description="Users without an event for so long are forgotten, and their lists; default never."
-    )
-
-    event_user_field: str = Field("user", description="Path of the user in an event, such as properties.user_id.")
-    event_item_field: str = Field("item", description="Path of the item in an event.")
-    event_action_field: str = Field("action", description="Path of the action in an event.")
-    event_time_field: str = Field("time", description="Path of the time in an event.")
-    event_decoder: str | None = Field(
-        None,
-        description="package.module:function from a record's bytes to such a dict, for events that are not JSON.",
-    )
-    max_future_s: float = Field(300, ge=0, description="An event this far ahead of its Kafka timestamp is rejected.")
 
     max_poll_records: int = Field(
         2000, ge=1, le=100_000, description="Most records of one poll; under load, more of them share a list."
@@ -146,11 +160,6 @@ class Settings(KafkaSettings):
                 f"({self.session_timeout_s:g}): a list must not arrive after the partition has moved on"
             )
         return self
-
-    @property
-    def excluding(self) -> frozenset[str]:
-        """`excluding_actions` as a set."""
-        return frozenset(name.strip() for name in self.excluding_actions.split(",") if name.strip())
 
 
 class ReplaySettings(Settings):

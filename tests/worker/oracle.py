@@ -18,15 +18,31 @@ class User:
 
 
 def fold_log(
-    log: list[dict[str, Any]], history_length: int, excluded_length: int, excluding: frozenset[str]
+    log: list[dict[str, Any]],
+    history_length: int,
+    excluded_length: int,
+    excluding: frozenset[str],
+    max_users: int | None = None,
+    ttl_ms: int | None = None,
 ) -> dict[str, User]:
     """The users after these events; an event's offset is its place in the log, `received` its record's timestamp."""
     users: dict[str, User] = {}
+    newest = 0
     for offset, event in enumerate(log):
+        if event["action"] == "reject":
+            continue
+        if ttl_ms is not None and event["received"] > newest:
+            step = ttl_ms // 16
+            if event["received"] // step > newest // step:
+                least = event["received"] // step * step - ttl_ms
+                users = {name: user for name, user in users.items() if user.received >= least}
+            newest = event["received"]
         name, item, action, second = event["user"], event.get("item", ""), event["action"], event["time"] // 1000
         if action == "forget":
             users.pop(name, None)
             continue
+        while max_users is not None and name not in users and len(users) >= max_users:
+            del users[min(users, key=lambda one: users[one].applied)]
         user = users.setdefault(name, User())
         if any((second, item, action) == (at, what, how) for at, _, what, how in user.history):
             continue
