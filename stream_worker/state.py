@@ -110,7 +110,7 @@ class Partition:
         self.max_users = max_users
         self.ttl_ms = ttl_ms
         self.newest = 0  # the highest Kafka timestamp of a record, epoch ms
-        self.leaving: set[str] = set()  # expired, but their lists are not erased yet: the changelog keeps them till then
+        self.leaving: set[str] = set()  # expired, their lists not erased yet: the changelog keeps them till then
         self.evicted: list[str] = []  # to make room, since the caller last emptied it
         self._eldest: deque[tuple[int, int]] = deque()  # (row, applied_offset): who goes next, unless touched since
         self.changed: set[str] = set()  # users whose exact state is not what the last `take_changed` copied
