@@ -10,7 +10,15 @@ from pydantic_settings import BaseSettings
 
 from exporter.settings import TrainSettings
 from stream_worker.metrics import Metrics
-from stream_worker.settings import PREFIX, KafkaSettings, ReplaySettings, Settings, TopicsSettings
+from stream_worker.settings import (
+    PREFIX,
+    EventSettings,
+    KafkaSettings,
+    ReplaySettings,
+    Settings,
+    StateSettings,
+    TopicsSettings,
+)
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BEGIN, END = "<!-- reference -->\n", "<!-- end -->"
@@ -20,7 +28,9 @@ def settings_table() -> str:
     """A section a command, a row a flag."""
     sections = [
         ("Every command", KafkaSettings, set()),
-        ("`stream-worker run` and `replay`", Settings, set(KafkaSettings.model_fields)),
+        ("`stream-worker run` and `replay`: the events", EventSettings, set(KafkaSettings.model_fields)),
+        ("`stream-worker run` and `replay`: the state", StateSettings, set(EventSettings.model_fields)),
+        ("`stream-worker run` and `replay`: the rest", Settings, set(StateSettings.model_fields)),
         ("`stream-worker replay`", ReplaySettings, set(Settings.model_fields)),
         ("`stream-worker topics`", TopicsSettings, set(KafkaSettings.model_fields)),
         ("`exporter train`", TrainSettings, set[str]()),
