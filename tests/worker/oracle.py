@@ -1,5 +1,6 @@
 """The fold once more, plain and slow, sharing nothing with the worker's: what the state must equal."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +19,16 @@ class User:
 
 
 def fold_log(
-    log: list[dict[str, Any]], history_length: int, excluded_length: int, excluding: frozenset[str]
+    log: Sequence[dict[str, Any] | None], history_length: int, excluded_length: int, excluding: frozenset[str]
 ) -> dict[str, User]:
-    """The users after these events; an event's offset is its place in the log, `received` its record's timestamp."""
+    """The users after these events; an event's offset is its place in the log, `received` its record's timestamp.
+
+    None stands for a record that is no event.
+    """
     users: dict[str, User] = {}
     for offset, event in enumerate(log):
+        if event is None:
+            continue
         name, item, action, second = event["user"], event.get("item", ""), event["action"], event["time"] // 1000
         if action == "forget":
             users.pop(name, None)
