@@ -1,19 +1,40 @@
 """One broker, one events topic, and contenders that read it in turns: while one is measured the others stand still."""
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
 
-from benchmarks.contenders import EVENTS, REJECTED, Contender, Place
+import numpy as np
+
+from benchmarks import states
+from benchmarks.contenders import CHECKPOINTS, DEFAULT_INTERVAL_S, EVENTS, REJECTED, Contender, Place
 from benchmarks.coverage import Coverage, Sample
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, Producer
-from benchmarks.topics import Admin, Tail
+from benchmarks.topics import COMPACTED, Admin, Tail
+from stream_worker.metrics import STAGES
+from stream_worker.state import Copy
 
-CHECK_EVERY_S = 0.25  # of the committed position
+CHECK_EVERY_S = 0.1  # of whether it still writes
 SAMPLE_EVERY_S = 0.02  # of CPU time
-IN_HAND_TIMEOUT_S = 10  # from the commit of the last event to its list being readable
 BUSY_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    users: int = 20_000
+    fill_each: int = 50
+    warm_up: int = 20_000
+    backlog: int = 60_000
+    rate: float = 500
+    paced_s: float = 15
+    paced_warm_up_s: float = 1
+    repeats: int = 3
+    checkpoint_interval_s: float = DEFAULT_INTERVAL_S
 
 
 class Turn(NamedTuple):
@@ -25,6 +46,7 @@ class Turn(NamedTuple):
         cpu_s: of the process, in that time.
         samples: of `Coverage`, those of the warm-up left out.
         stages_s: seconds by stage.
+        checkpoints: how many, of so many `states` together, in `checkpoints_s`.
         rss_mib: resident memory at its end.
     """
 
@@ -35,7 +57,13 @@ class Turn(NamedTuple):
     cpu_s: float
     samples: list[Sample]
     stages_s: dict[str, float]
+    checkpoints: int
+    checkpoints_s: float
+    states: int
     rss_mib: float
+
+
+Turns = dict[str, dict[str, list[Turn]]]  # backlog or paced -> contender -> one a repeat
 
 
 class Entrant:
@@ -44,12 +72,24 @@ class Entrant:
     def __init__(self, contender: Contender, bootstrap: str) -> None:
         self.contender = contender
         self.tail = Tail(bootstrap, contender.topic)
+        self.state = None if contender.state_topic is None else Tail(bootstrap, contender.state_topic)
         self.coverage = Coverage()
-        self.stages_s: dict[str, float] = {}
+        self.totals: dict[str, float] = {}
+
+    def written(self) -> tuple[int, int]:
+        """How far its topics are."""
+        return self.tail.end(), 0 if self.state is None else self.state.end()
+
+    def close(self) -> None:
+        """At once."""
+        self.contender.kill()
+        self.tail.close()
+        if self.state is not None:
+            self.state.close()
 
 
 class Arena:
-    """Events in, turns out.
+    """Events in, turns out. Used by `with`, which ends all contenders.
 
     Args:
         place: where.
@@ -65,22 +105,70 @@ class Arena:
         self._admin.create([self._events_topic, place.topic(REJECTED)])
         self._producer = Producer(place.bootstrap, self._events_topic)
         self._events = Tail(place.bootstrap, self._events_topic)
+        self._histories: list[Copy] = []
 
-    def fill(self, events_each: int) -> int:
-        """Histories, before anybody enters; returns how many events."""
-        count = self._producer.produce(self._load.fill(events_each))
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        """End all contenders, and check how they end if all went well so far."""
+        try:
+            for entrant in self._entrants:
+                if kind is None:
+                    entrant.contender.stop()
+        finally:
+            topics = [self._events_topic, self._place.topic(REJECTED)]
+            for entrant in self._entrants:
+                entrant.close()
+                contender = entrant.contender
+                topics += (
+                    [contender.topic] if contender.state_topic is None else [contender.topic, contender.state_topic]
+                )
+            self._events.close()
+            self._producer.close()
+            self._admin.delete(topics)
+            self._admin.close()
+
+    def fill(self, users: int, events_each: int, as_events: bool) -> None:
+        """Histories, before anybody enters.
+
+        Args:
+            as_events: also on the events topic, for a worker that keeps no states.
+        """
+        self._histories = list(self._load.states(np.full(users, events_each, np.int32)))
+        if as_events:
+            for part in self._histories:
+                self._producer.produce(self._load.events_of(part))
         self._events.skip()
-        return count
 
     def enter(self, contender: Contender) -> Entrant:
-        """Start a contender, and stop it still once it is ready."""
+        """Start a contender on the histories, and stop it still once it is ready."""
         self._admin.create([contender.topic])
+        if contender.state_topic is not None:
+            self._admin.create([contender.state_topic], COMPACTED)
+            topic_id, end = self._admin.topic_id(self._events_topic), self._events.end()
+            bootstrap = self._place.bootstrap
+            states.write(bootstrap, contender.state_topic, self._histories, self._load.actions, topic_id, end)
         entrant = Entrant(contender, self._place.bootstrap)
         self._entrants.append(entrant)
         contender.start()
-        entrant.stages_s = contender.stages_s()
+        entrant.totals = contender.totals()
         contender.pause()
         return entrant
+
+    def compete(self, entrants: Sequence[Entrant], size: Size, say: Callable[[str], None]) -> Turns:
+        """All of them at the same backlogs and the same steady rate, in turns whose order alternates."""
+        self.backlog(size.warm_up, entrants)
+        turns: Turns = {phase: {entrant.contender.name: [] for entrant in entrants} for phase in ("backlog", "paced")}
+        for repeat in range(size.repeats):
+            say(f"repeat {repeat + 1} of {size.repeats}")
+            order = entrants if repeat % 2 == 0 else entrants[::-1]
+            for name, turn in self.backlog(size.backlog, order).items():
+                turns["backlog"][name].append(turn)
+            for name, turn in self.paced(size.rate, size.paced_s, size.paced_warm_up_s, order).items():
+                turns["paced"][name].append(turn)
+        return turns
 
     def backlog(self, count: int, order: Sequence[Entrant]) -> dict[str, Turn]:
         """Produce while all stand still; then each drains it at full speed, one after the other."""
@@ -104,22 +192,6 @@ class Arena:
                     self._turn(other, len(messages))
         return turns
 
-    def close(self, in_order: bool) -> None:
-        """End all contenders, and check how they end if `in_order`."""
-        try:
-            for entrant in self._entrants:
-                if in_order:
-                    entrant.contender.stop()
-        finally:
-            for entrant in self._entrants:
-                entrant.contender.kill()
-                entrant.tail.close()
-            self._events.close()
-            self._producer.close()
-            topics = [self._events_topic, self._place.topic(REJECTED)]
-            self._admin.delete([*topics, *(entrant.contender.topic for entrant in self._entrants)])
-            self._admin.close()
-
     def _produce(self, count: int) -> None:
         self._producer.produce(self._load.draw(count))
         self._note_events()
@@ -130,17 +202,35 @@ class Arena:
             entrant.coverage.add_events(events)
 
     def _turn(self, entrant: Entrant, count: int, start: float | None = None, before_s: float | None = None) -> Turn:
-        """Let it run until it has committed all events and listed all users; then stop it still."""
+        """Let it run until it has listed all users and committed what it may; then stop it still."""
         contender = entrant.contender
         before_s = contender.cpu_s() if before_s is None else before_s
         start = time.time() if start is None else start
         contender.resume()
-        cpu = list(self._watch(contender))
-        samples, lists, size, last_ms = self._lists(entrant)
-        stages_s, entrant_before = contender.stages_s(), entrant.stages_s
+        cpu: list[tuple[float, float]] = []
+        samples: list[Sample] = []
+        lists = size = last_ms = 0
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        while (missing := entrant.coverage.missing) or not lists:
+            if time.monotonic() > deadline:
+                raise BenchmarkError(
+                    f"{contender.name}: {len(missing)} users have no list that covers their last event after "
+                    f"{BUSY_TIMEOUT_S} s, such as {missing[0].decode()!r}"
+                )
+            cpu += self._until_quiet(entrant, deadline)
+            listed, list_bytes = entrant.tail.lists()
+            samples += entrant.coverage.add_lists(listed)
+            lists, size, last_ms = (
+                lists + len(listed),
+                size + list_bytes,
+                max(last_ms, *(one.at_ms for one in listed), 0),
+            )
+        totals, before = contender.totals(), entrant.totals
         contender.pause()
-        entrant.stages_s = stages_s
-        # CPU up to the last list, not to the commit that follows within a second.
+        entrant.totals = totals
+        spent = {name: value - before.get(name, 0.0) for name, value in totals.items()}
+        checkpoints, checkpoints_s, states_written = (spent.get(name, 0.0) for name in CHECKPOINTS)
+        # CPU up to the last list, not of standing by after it.
         after_s = next((used for at, used in cpu if at * 1000 >= last_ms), cpu[-1][1])
         return Turn(
             events=count,
@@ -149,40 +239,23 @@ class Arena:
             seconds=last_ms / 1000 - start,
             cpu_s=after_s - before_s,
             samples=samples,
-            stages_s={name: value - entrant_before.get(name, 0.0) for name, value in stages_s.items()},
+            stages_s={name: value for name, value in spent.items() if name in STAGES},
+            checkpoints=int(checkpoints),
+            checkpoints_s=checkpoints_s,
+            states=int(states_written),
             rss_mib=contender.rss_mib(),
         )
 
-    def _watch(self, contender: Contender) -> Iterator[tuple[float, float]]:
-        """Wall and CPU time, until all events are committed."""
-        end, deadline, check_at = self._events.end(), time.monotonic() + BUSY_TIMEOUT_S, 0.0
-        while True:
+    def _until_quiet(self, entrant: Entrant, deadline: float) -> Iterator[tuple[float, float]]:
+        """Wall and CPU time, until it has written nothing for as long as it may be silent between two commits."""
+        contender = entrant.contender
+        written, quiet_since, check_at = entrant.written(), time.monotonic(), 0.0
+        while (now := time.monotonic()) - quiet_since < contender.quiet_s:
             yield time.time(), contender.cpu_s()
-            now = time.monotonic()
             if now >= check_at:
-                if self._admin.committed(contender.topic, self._events_topic) >= end:
-                    return
+                before, written = written, entrant.written()
+                quiet_since = now if written != before else quiet_since
                 check_at = time.monotonic() + CHECK_EVERY_S
             if now > deadline:
-                raise BenchmarkError(f"{contender.name} had not committed all events after {BUSY_TIMEOUT_S} s")
+                raise BenchmarkError(f"{contender.name} has not come to rest after {BUSY_TIMEOUT_S} s")
             time.sleep(SAMPLE_EVERY_S)
-
-    def _lists(self, entrant: Entrant) -> tuple[list[Sample], int, int, int]:
-        """Samples, lists, their bytes, and when the last of them came, epoch ms."""
-        samples: list[Sample] = []
-        lists = size = last_ms = 0
-        deadline = time.monotonic() + IN_HAND_TIMEOUT_S
-        while True:
-            listed, list_bytes = entrant.tail.lists()
-            samples += entrant.coverage.add_lists(listed)
-            lists, size = lists + len(listed), size + list_bytes
-            last_ms = max(last_ms, *(one.at_ms for one in listed)) if listed else last_ms
-            missing = entrant.coverage.missing
-            if not missing:
-                return samples, lists, size, last_ms
-            if time.monotonic() > deadline:
-                raise BenchmarkError(
-                    f"{entrant.contender.name} committed all events, but {len(missing)} users have no list that "
-                    f"covers their last one, such as {missing[0].decode()!r}"
-                )
-            time.sleep(0.05)

@@ -5,42 +5,22 @@ one by one at a steady rate; a sample is the time from the oldest event that a l
 list, both by the broker's clock (LogAppendTime of both topics), so that nothing of the measuring is in it.
 """
 
-import tempfile
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from benchmarks import bundles, figures
-from benchmarks.arena import Arena, Entrant, Turn
-from benchmarks.contenders import Place, echo, worker
+from benchmarks.arena import Arena, Size, Turn, Turns
+from benchmarks.contenders import echo, place, worker
 from benchmarks.load import ZIPF, Load
-from demo.broker import Broker
-from stream_worker.bundle import ItemRow
-from stream_worker.manifest import ITEM_ROWS, read_manifest
+from stream_worker.manifest import read_manifest
 
 THROUGHPUT_BAR, P99_BAR = 0.35, 3.0
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much of everything."""
-
-    users: int = 20_000
-    fill_each: int = 50
-    warm_up: int = 20_000
-    backlog: int = 60_000
-    rate: float = 500
-    paced_s: float = 15
-    paced_warm_up_s: float = 1
-    repeats: int = 3
-
-
-SMOKE = Size(users=200, fill_each=3, warm_up=300, backlog=1500, rate=100, paced_s=1, paced_warm_up_s=0.2, repeats=1)
+SMOKE = Size(
+    users=200, fill_each=3, warm_up=300, backlog=1500, rate=100, paced_s=1, paced_warm_up_s=0.2, repeats=1,
+    checkpoint_interval_s=0.2,
+)  # fmt: skip
 
 
 def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
@@ -51,48 +31,22 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
         say: takes a line on how far it is.
     """
     size = SMOKE if options.smoke else Size()
-    size = Size(**{**asdict(size), "repeats": options.repeats or size.repeats})
+    size = replace(size, repeats=options.repeats or size.repeats)
     bundle = bundles.choose(options.bundle, options.smoke)
     action = next(iter(read_manifest(bundle).actions))
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stream-worker-bench-")))
-        bootstrap = options.bootstrap or stack.enter_context(Broker()).bootstrap
-        place = Place(bootstrap, f"bench-{uuid.uuid4().hex[:8]}", folder)
-        load = Load(size.users, _items(bundle), action, options.seed)
-        arena = Arena(place, load)
-        in_order = False
-        try:
-            turns = _measure(arena, place, bundle, size, options.beside, say)
-            in_order = True
-        finally:
-            arena.close(in_order)
+    load = Load(size.users, bundles.items(bundle), {action: 1}, options.seed)
+    with place(options.bootstrap) as here, Arena(here, load) as arena:
+        workers = [worker(here, bundle, checkpoint_interval_s=size.checkpoint_interval_s)]
+        if options.beside is not None:
+            workers.append(worker(here, bundle, "beside", options.beside))
+        say(f"making the histories of {size.users:,} users")
+        arena.fill(size.users, size.fill_each, as_events=any(one.state_topic is None for one in workers))
+        say("starting the worker")
+        entrants = [arena.enter(one) for one in workers]
+        list_bytes = _list_bytes(arena.backlog(size.warm_up, entrants[:1]))
+        entrants.insert(1, arena.enter(echo(here, list_bytes)))
+        turns = arena.compete(entrants, size, say)
     return _result(turns, size, bundle, options.seed)
-
-
-Turns = dict[str, dict[str, list[Turn]]]  # phase -> contender -> one a repeat
-
-
-def _measure(
-    arena: Arena, place: Place, bundle: Path, size: Size, beside: Path | None, say: Callable[[str], None]
-) -> Turns:
-    say(f"filling the histories of {size.users:,} users")
-    arena.fill(size.fill_each)
-    say("starting the worker, which folds them")
-    entrants = [arena.enter(worker(place, bundle))]
-    list_bytes = _list_bytes(arena.backlog(size.warm_up, entrants))
-    entrants.append(arena.enter(echo(place, list_bytes)))
-    if beside is not None:
-        entrants.append(arena.enter(worker(place, bundle, "beside", beside)))
-    arena.backlog(size.warm_up, entrants)
-    turns: Turns = {phase: {entrant.contender.name: [] for entrant in entrants} for phase in ("backlog", "paced")}
-    for repeat in range(size.repeats):
-        say(f"repeat {repeat + 1} of {size.repeats}")
-        order: Sequence[Entrant] = entrants if repeat % 2 == 0 else entrants[::-1]
-        for name, turn in arena.backlog(size.backlog, order).items():
-            turns["backlog"][name].append(turn)
-        for name, turn in arena.paced(size.rate, size.paced_s, size.paced_warm_up_s, order).items():
-            turns["paced"][name].append(turn)
-    return turns
 
 
 def _list_bytes(turns: dict[str, Turn]) -> int:
@@ -100,13 +54,7 @@ def _list_bytes(turns: dict[str, Turn]) -> int:
     return round(turn.list_bytes / turn.lists)
 
 
-def _items(bundle: Path) -> list[str]:
-    decode = msgspec.json.Decoder(ItemRow).decode
-    return [decode(line).item for line in (bundle / ITEM_ROWS).read_bytes().splitlines()]
-
-
 def _result(turns: Turns, size: Size, bundle: Path, seed: int) -> dict[str, Any]:
-    manifest = read_manifest(bundle)
     backlog = {name: figures.backlog(each) for name, each in turns["backlog"].items()}
     paced = {name: figures.paced(each) for name, each in turns["paced"].items()}
     bars = {
@@ -121,7 +69,7 @@ def _result(turns: Turns, size: Size, bundle: Path, seed: int) -> dict[str, Any]
     return {
         "seed": seed,
         "load": asdict(size) | {"zipf": ZIPF},
-        "bundle": {"model": manifest.model, "items": manifest.items, "L": manifest.L, "K": manifest.K},
+        "bundle": bundles.describe(bundle),
         "backlog": backlog,
         "paced": paced,
         "stages_us_per_event": {
@@ -133,19 +81,7 @@ def _result(turns: Turns, size: Size, bundle: Path, seed: int) -> dict[str, Any]
 
 def table(result: Mapping[str, Any]) -> list[str]:
     """The result for people."""
-    load, bundle = result["load"], result["bundle"]
-    lines = [
-        f"bundle {bundle['model']}: {bundle['items']} items, L {bundle['L']}, K {bundle['K']}",
-        f"load   {load['users']:,} users, Zipf {load['zipf']}, histories of {load['fill_each']} or more, "
-        f"seed {result['seed']}, {load['repeats']} repeats in turns, medians",
-        "",
-        f"backlog of {load['backlog']:,} events, drained at full speed, one partition",
-        *figures.rows(result["backlog"]),
-        "",
-        f"paced at {load['rate']:g} events/s for {load['paced_s']:g} s, event-to-list by the broker's clock",
-        *figures.rows(result["paced"]),
-        "",
-    ]
+    lines = [*figures.setting(result), "", *figures.backlog_and_paced(result)]
     for name, stages in result["stages_us_per_event"].items():
         lines += [f"backlog by stage, {name}, us of wall time per event", *figures.rows({"": stages}), ""]
     return [*lines, "ratios: median (least to most) of the pairs of one repeat", *figures.verdicts(result["bars"])]

@@ -7,9 +7,12 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from benchmarks.contenders import ROOT
+from stream_worker.bundle import ItemRow
 from stream_worker.errors import BundleError
-from stream_worker.manifest import find_bundle
+from stream_worker.manifest import ITEM_ROWS, find_bundle, read_manifest
 
 DEMO = ROOT / ".demo" / "models"
 CACHE = ROOT / ".cache" / "bench"
@@ -21,16 +24,28 @@ def choose(given: Path | None, smoke: bool) -> Path:
     if given is not None:
         return find_bundle(given)
     if smoke:
-        return synthetic(items=256, dim=16, length=10)
+        return synthetic(count=256, dim=16, length=10)
     try:
         return find_bundle(DEMO)
     except BundleError:
         return synthetic()
 
 
-def synthetic(items: int = ITEMS, dim: int = DIM, length: int = LENGTH) -> Path:
+def items(bundle: Path) -> list[str]:
+    """Its catalogue."""
+    decode = msgspec.json.Decoder(ItemRow).decode
+    return [decode(line).item for line in (bundle / ITEM_ROWS).read_bytes().splitlines()]
+
+
+def describe(bundle: Path) -> dict[str, str | int]:
+    """For the head of a table and for the JSON."""
+    manifest = read_manifest(bundle)
+    return {"model": manifest.model, "items": manifest.items, "L": manifest.L, "K": manifest.K}
+
+
+def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH) -> Path:
     """A SASRec with random weights, large enough that users differ; cached."""
-    out = CACHE / f"sasrec-{items}x{dim}-L{length}"
+    out = CACHE / f"sasrec-{count}x{dim}-L{length}"
     try:
         return find_bundle(out)
     except BundleError:
@@ -43,11 +58,11 @@ def synthetic(items: int = ITEMS, dim: int = DIM, length: int = LENGTH) -> Path:
     from exporter.models import Plan, create
 
     torch.manual_seed(0)
-    model = create("sasrec", Plan(torch.ones(items, dtype=torch.int64), length=length, dim=dim)).eval()
+    model = create("sasrec", Plan(torch.ones(count, dtype=torch.int64), length=length, dim=dim)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    table = pl.DataFrame({"item": [f"item{row:08d}" for row in range(items)], "title": ""})
+    table = pl.DataFrame({"item": [f"item{row:08d}" for row in range(count)], "title": ""})
     return write_bundle(out, model, table, Serving(length, K, {"view": 1}, []), datetime.now(UTC))
 
 

@@ -1,14 +1,18 @@
 """The processes that are measured: one worker or one echo each, started, stopped still, and asked what they used."""
 
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,14 +20,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.echo import READY
 from benchmarks.errors import BenchmarkError
+from demo.broker import Broker
 from stream_worker.metrics import PREFIX
 from stream_worker.settings import PREFIX as VARIABLES
+from stream_worker.settings import Settings
 
 START_TIMEOUT_S = 300  # restoring a million events takes its time
 STOP_TIMEOUT_S = 20
+QUIET_S = 0.5  # a contender that writes nothing for so long, and for the interval of its checkpoints, is done
 SESSION_TIMEOUT_S = 300  # a contender is stopped still while another is measured
 ROOT = Path(__file__).resolve().parents[1]
 EVENTS, REJECTED = "events", "rejected"  # topics
+CHECKPOINTS = ("checkpoint_seconds_count", "checkpoint_seconds_sum", "checkpoint_users_total")  # of its metrics
+DEFAULT_INTERVAL_S: float = Settings.model_fields["checkpoint_interval_s"].default
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -36,11 +45,18 @@ class Contender:
         topic: where its lists go; its consumer group is called the same.
         folder: for its log.
         code: the directory to start it in, where `python -m` finds its code.
+        state_topic: where its states go, if it keeps any.
+        silent_s: how long it may write nothing although it is not done.
     """
 
-    def __init__(self, name: str, command: Sequence[str], topic: str, folder: Path, code: Path = ROOT) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], topic: str, folder: Path, code: Path = ROOT,
+        state_topic: str | None = None, silent_s: float = 0,
+    ) -> None:  # fmt: skip
         self.name = name
         self.topic = topic
+        self.state_topic = state_topic
+        self.quiet_s = silent_s + QUIET_S
         self._command = command
         self._code = code
         self.log = folder / f"{name}.log"
@@ -115,11 +131,14 @@ class Contender:
 
     def rss_mib(self) -> float:
         """Resident memory, MiB."""
-        found = re.search(r"VmRSS:\s+(\d+) kB", self._proc("status"))
-        return int(found[1]) / 1024 if found else 0.0
+        return self._memory_mib("VmRSS")
 
-    def stages_s(self) -> dict[str, float]:
-        """Seconds spent so far by stage; empty for what has none."""
+    def peak_rss_mib(self) -> float:
+        """The most it ever was, MiB."""
+        return self._memory_mib("VmHWM")
+
+    def totals(self) -> dict[str, float]:
+        """What it has counted so far: seconds by stage, and CHECKPOINTS; empty for what counts nothing."""
         return {}
 
     @property
@@ -131,6 +150,10 @@ class Contender:
     def _proc(self, name: str) -> str:
         self.check()
         return Path(f"/proc/{self._running.pid}/{name}").read_text()
+
+    def _memory_mib(self, name: str) -> float:
+        found = re.search(rf"{name}:\s+(\d+) kB", self._proc("status"))
+        return int(found[1]) / 1024 if found else 0.0
 
     def _tail(self, lines: int = 15) -> str:
         return "\n".join(["the end of its log:", *self.log.read_text(errors="replace").splitlines()[-lines:]])
@@ -154,14 +177,19 @@ class WorkerContender(Contender):
         except urllib.error.URLError:
             return False
 
-    def stages_s(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         """From /metrics."""
         with urllib.request.urlopen(f"{self._url}/metrics", timeout=5) as answer:  # noqa: S310
             text = answer.read().decode()
-        name = f"{PREFIX}_stage_seconds"
-        families = (family for family in text_string_to_metric_families(text) if family.name == name)
-        samples = (sample for family in families for sample in family.samples)
-        return {sample.labels["stage"]: sample.value for sample in samples if sample.name == f"{name}_sum"}
+        totals = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                name = sample.name.removeprefix(f"{PREFIX}_")
+                if name == "stage_seconds_sum":
+                    totals[sample.labels["stage"]] = sample.value
+                elif name in CHECKPOINTS:
+                    totals[name] = sample.value
+        return totals
 
 
 class Place(NamedTuple):
@@ -176,13 +204,35 @@ class Place(NamedTuple):
         return f"{self.prefix}-{name}"
 
 
-def worker(place: Place, bundle: Path, name: str = "worker", code: Path = ROOT) -> Contender:
+@contextmanager
+def place(bootstrap: str | None) -> Iterator[Place]:
+    """A new one on this broker, or on one of its own."""
+    with tempfile.TemporaryDirectory(prefix="stream-worker-bench-") as folder:
+        prefix = f"bench-{uuid.uuid4().hex[:8]}"
+        if bootstrap is not None:
+            yield Place(bootstrap, prefix, Path(folder))
+        else:
+            with Broker() as broker:
+                yield Place(broker.bootstrap, prefix, Path(folder))
+
+
+def worker(
+    place: Place,
+    bundle: Path,
+    name: str = "worker",
+    code: Path = ROOT,
+    checkpoint_interval_s: float = DEFAULT_INTERVAL_S,
+    state: str | None = None,
+) -> Contender:
     """One worker with its default settings, which makes no lists for what is on the topic before it starts.
 
     Args:
-        code: the checkout whose worker it is.
+        code: the checkout whose worker it is. One without a state topic folds all events anew when it starts.
+        checkpoint_interval_s: infinite for none.
+        state: its state topic is called so here, else after its name.
     """
-    topic = place.topic(name)
+    topic, state_topic = place.topic(name), place.topic(state or f"{name}-state")
+    keeps_state = "state_topic:" in (code / "stream_worker" / "settings.py").read_text()
     command = [
         sys.executable, "-m", "stream_worker", "run", "--bundle", str(bundle.resolve()),
         "--bootstrap", place.bootstrap, "--events-topic", place.topic(EVENTS), "--recommendations-topic", topic,
@@ -190,7 +240,14 @@ def worker(place: Place, bundle: Path, name: str = "worker", code: Path = ROOT) 
         "--http-host", "127.0.0.1", "--http-port", "0", "--session-timeout-s", str(SESSION_TIMEOUT_S),
         "--log-format", "json",
     ]  # fmt: skip
-    return WorkerContender(name, command, topic, place.folder, code)
+    if not keeps_state:
+        return WorkerContender(name, command, topic, place.folder, code)
+    command += ["--state-topic", state_topic]
+    if math.isinf(checkpoint_interval_s):
+        command += ["--checkpoint-interval-s", "3600", "--max-dirty-users", str(10**9)]
+        return WorkerContender(name, command, topic, place.folder, code, state_topic)
+    command += ["--checkpoint-interval-s", str(checkpoint_interval_s)]
+    return WorkerContender(name, command, topic, place.folder, code, state_topic, checkpoint_interval_s)
 
 
 def echo(place: Place, size: int) -> Contender:

@@ -18,7 +18,7 @@ Figures = dict[str, Any]  # name -> median; "repeats" -> name -> one a repeat
 
 def backlog(turns: Sequence[Turn]) -> Figures:
     """Of one contender's turns at a backlog."""
-    return _medians(
+    return medians(
         [
             {
                 "events_per_s": turn.events / turn.seconds,
@@ -47,7 +47,7 @@ def paced(turns: Sequence[Turn]) -> Figures:
                 "lists_per_event": turn.lists / turn.events,
             }
         )
-    return _medians(each)
+    return medians(each)
 
 
 def stages(turns: Sequence[Turn]) -> dict[str, float]:
@@ -61,6 +61,21 @@ def stages(turns: Sequence[Turn]) -> dict[str, float]:
         seconds["poll"] = turn.seconds - sum(value for name, value in seconds.items() if name != "poll")
         each.append({name: value / turn.events * 1e6 for name, value in seconds.items()})
     return {name: statistics.median(one[name] for one in each) for name in STAGES}
+
+
+def checkpoints(turns: Sequence[Turn]) -> Figures:
+    """Of one worker's turns of one kind."""
+    return medians(
+        [
+            {
+                "users_each": turn.states / max(turn.checkpoints, 1),
+                "ms_each": turn.checkpoints_s / max(turn.checkpoints, 1) * 1000,
+                "checkpoints": turn.checkpoints,
+                "users": turn.states,
+            }
+            for turn in turns
+        ]
+    )
 
 
 def ratio(
@@ -84,15 +99,39 @@ def ratio(
     return {"value": value, "least": min(values), "most": max(values), **bar, "met": met}
 
 
+def setting(result: Mapping[str, Any]) -> list[str]:
+    """What was served, and to whom."""
+    load, bundle = result["load"], result["bundle"]
+    return [
+        f"bundle {bundle['model']}: {bundle['items']} items, L {bundle['L']}, K {bundle['K']}",
+        f"load   {load['users']:,} users, Zipf {load['zipf']}, histories of {load['fill_each']} or more, "
+        f"seed {result['seed']}, {load['repeats']} repeats in turns, medians",
+    ]
+
+
+def backlog_and_paced(result: Mapping[str, Any]) -> list[str]:
+    """The two tables of all contenders."""
+    load = result["load"]
+    return [
+        f"backlog of {load['backlog']:,} events, drained at full speed, one partition",
+        *rows(result["backlog"]),
+        "",
+        f"paced at {load['rate']:g} events/s for {load['paced_s']:g} s, event-to-list by the broker's clock",
+        *rows(result["paced"]),
+        "",
+    ]
+
+
 def rows(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line for each contender under a line of names."""
     names = [name for name in next(iter(table.values())) if name != "repeats"]
     widths = [max(len(name), 9) for name in names]
     head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
-    lines = [f"  {'':8}{head}"]
+    margin = max(8, *(len(label) + 2 for label in table))
+    lines = [f"  {'':{margin}}{head}"]
     for label, figures in table.items():
         cells = (_format(figures[name]).rjust(width) for name, width in zip(names, widths, strict=True))
-        lines.append(f"  {label:8}{'  '.join(cells)}")
+        lines.append(f"  {label:{margin}}{'  '.join(cells)}")
     return lines
 
 
@@ -106,7 +145,8 @@ def verdicts(bars: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _medians(each: Sequence[Mapping[str, float]]) -> Figures:
+def medians(each: Sequence[Mapping[str, float]]) -> Figures:
+    """The figures of one repeat each, as one."""
     repeats = {name: [one[name] for one in each] for name in each[0]}
     return {name: statistics.median(values) for name, values in repeats.items()} | {"repeats": repeats}
 

@@ -1,18 +1,21 @@
 """The load: who clicks on what, as records of the events topic, and how fast they are produced."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from kafka import KafkaProducer
 from numpy.typing import NDArray
 
+from benchmarks import states
 from benchmarks.errors import BenchmarkError
+from stream_worker.messages import item_hash
+from stream_worker.state import Actions, Copy
 
 ZIPF = 1.1
 FIRST_TIME_MS = 1_577_836_800_000  # 2020; an event a second from there, so that no event repeats another
-CHUNK = 10_000
+CHUNK = 10_000  # events between two waits for their acknowledgement; users of a transaction
 
 
 class Message(NamedTuple):
@@ -28,38 +31,61 @@ class Load:
     Args:
         users: how many there are; their ids have 12 bytes.
         items: the catalogue.
-        action: of every event.
+        actions: name -> share of the events; "purchase" excludes its item.
         seed: the same seed gives the same events.
     """
 
-    def __init__(self, users: int, items: Sequence[str], action: str, seed: int) -> None:
+    def __init__(self, users: int, items: Sequence[str], actions: Mapping[str, float], seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._users = [f"user{number:08d}" for number in self._rng.permutation(users)]
         self._items = [items[row] for row in self._rng.permutation(len(items))]
         self._users_cdf, self._items_cdf = _zipf_cdf(users), _zipf_cdf(len(items))
-        self._action = action
+        self._item_hashes = np.array([item_hash(item) for item in self._items], np.uint64)
+        shares = np.array(list(actions.values()))
+        self._actions_cdf = np.cumsum(shares / shares.sum())
+        self.actions = Actions(frozenset({"purchase"}))
+        for name in actions:
+            self.actions.code(name)  # 0, 1, …
         self._time_ms = FIRST_TIME_MS
 
-    def fill(self, events_each: int) -> Iterator[Message]:
-        """So many events of every user, in turn."""
-        for _ in range(events_each):
-            yield from self._messages(range(len(self._users)))
+    def states(self, length_B: NDArray[np.int32]) -> Iterator[Copy]:
+        """The state of every user after so many events, some users at a time."""
+        for first in range(0, len(length_B), CHUNK):
+            part_B = length_B[first : first + CHUNK]
+            shape = len(part_B), int(part_B.max())
+            seconds_BH = np.arange(1, shape[0] * shape[1] + 1).reshape(shape[::-1]).T + self._time_ms // 1000
+            self._time_ms += seconds_BH.size * 1000
+            yield states.state(
+                self._users[first : first + CHUNK],
+                self._item_hashes[self._draw(self._items_cdf, seconds_BH.size)].reshape(shape),
+                seconds_BH.astype(np.uint32),
+                self._draw(self._actions_cdf, seconds_BH.size).astype(np.uint16).reshape(shape),
+                part_B,
+                np.array(self.actions.excluding),
+            )
+
+    def events_of(self, state: Copy) -> Iterator[Message]:
+        """The events that lead to a state of which all users have as many."""
+        names = dict(zip(self._item_hashes.tolist(), self._items, strict=True))
+        h = state.histories
+        for items_B, times_B, actions_B in zip(h.items_BH.T, h.times_BH.T, h.actions_BH.T, strict=True):
+            rows = zip(state.users, items_B.tolist(), times_B.tolist(), actions_B.tolist(), strict=True)
+            for user, item, time_s, action in rows:
+                yield _message(user, names[item], self.actions.names[action], time_s * 1000)
 
     def draw(self, count: int) -> list[Message]:
         """Events of users drawn by popularity."""
-        return list(self._messages(self._draw(self._users_cdf, count)))
+        return list(self._messages(self._draw(self._users_cdf, count).tolist()))
 
     def _messages(self, users: Sequence[int]) -> Iterator[Message]:
-        items = self._draw(self._items_cdf, len(users))
-        for user, item in zip(users, items, strict=True):
+        items = self._draw(self._items_cdf, len(users)).tolist()
+        actions = self._draw(self._actions_cdf, len(users)).tolist()
+        for user, item, action in zip(users, items, actions, strict=True):
             self._time_ms += 1000
-            name = self._users[user]
-            value = '{"user":"%s","item":"%s","action":"%s","time":%d}'
-            yield Message(name.encode(), (value % (name, self._items[item], self._action, self._time_ms)).encode())
+            yield _message(self._users[user], self._items[item], self.actions.names[action], self._time_ms)
 
-    def _draw(self, cdf: NDArray[np.float64], count: int) -> list[int]:
-        drawn: list[int] = np.searchsorted(cdf, self._rng.random(count), side="right").tolist()
-        return drawn
+    def _draw(self, cdf: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+        return np.searchsorted(cdf, self._rng.random(count), side="right")
 
 
 class Producer:
@@ -103,6 +129,11 @@ class Producer:
         """Done."""
         self._bulk.close()
         self._single.close()
+
+
+def _message(user: str, item: str, action: str, time_ms: int) -> Message:
+    value = f'{{"user":"{user}","item":"{item}","action":"{action}","time":{time_ms}}}'
+    return Message(user.encode(), value.encode())
 
 
 def _zipf_cdf(count: int) -> NDArray[np.float64]:

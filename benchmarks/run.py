@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kafka.errors import KafkaError
 
-from benchmarks import bars, machine
+from benchmarks import bars, checkpoints, machine, restore
 from stream_worker.errors import StreamWorkerError
 
 
@@ -25,7 +25,11 @@ class Benchmark(NamedTuple):
     table: Callable[[Mapping[str, Any]], list[str]]
 
 
-BENCHMARKS = {"bars": Benchmark(bars.run, bars.table)}
+BENCHMARKS = {
+    "bars": Benchmark(bars.run, bars.table),
+    "checkpoints": Benchmark(checkpoints.run, checkpoints.table),
+    "restore": Benchmark(restore.run, restore.table),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,9 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as one object")
     parser.add_argument("--repeats", type=int, help="turns of each contender (3)")
     parser.add_argument("--seed", type=int, default=0, help="of the load (0)")
+    parser.add_argument("--users", type=int, help="restore: how many (1,000,000)")
     parser.add_argument("--bundle", type=Path, help="what is served (.demo/models, else a synthetic one)")
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="a broker that runs (starts one of its own)")
-    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="also measure the worker of this checkout")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="bars: also the worker of this checkout")
     return parser
 
 

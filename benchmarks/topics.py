@@ -8,6 +8,11 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from benchmarks.coverage import Listed, Seen
 
+# The broker puts its own time on every record, of events and lists alike.
+PLAIN = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
+# As a deployment's, but the broker's cleaner does not run while something is measured.
+COMPACTED = {"cleanup.policy": "compact", "min.compaction.lag.ms": "86400000"}
+
 
 class Covers(msgspec.Struct):
     """What is read of a list."""
@@ -64,25 +69,19 @@ class Tail:
 
 
 class Admin:
-    """Makes topics and looks at positions."""
+    """Makes topics and looks at them."""
 
     def __init__(self, bootstrap: str) -> None:
         self._client = KafkaAdminClient(bootstrap_servers=bootstrap.split(","))
 
-    def create(self, topics: Iterable[str]) -> None:
-        """One partition each; the broker puts its own time on every record, of events and lists alike."""
-        options = {
-            "num_partitions": 1,
-            "replication_factor": 1,
-            "configs": {"message.timestamp.type": "LogAppendTime", "cleanup.policy": "delete"},
-        }
+    def create(self, topics: Iterable[str], configs: dict[str, str] = PLAIN) -> None:
+        """One partition each."""
+        options = {"num_partitions": 1, "replication_factor": 1, "configs": configs}
         self._client.create_topics(dict.fromkeys(topics, options), wait_for_metadata=True)
 
-    def committed(self, group: str, topic: str) -> int:
-        """The group's position on partition 0, -1 if it has none."""
-        found = self._client.list_group_offsets(group)[group]
-        position = found.get(TopicPartition(topic, 0))
-        return -1 if position is None else int(position.offset)
+    def topic_id(self, topic: str) -> str:
+        """What Kafka gave it when it was made."""
+        return str(self._client.describe_topics([topic])[0]["topic_id"])
 
     def delete(self, topics: Iterable[str]) -> None:
         """Remove them."""

@@ -56,11 +56,18 @@ def port_in_use(port: int) -> bool:
 class Broker:
     """One KRaft node; `with Broker() as broker:` starts it and cleans up after it."""
 
-    def __init__(self, data: Path | None = None, port: int | None = None, jvm_options: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        data: Path | None = None,
+        port: int | None = None,
+        jvm_options: list[str] | None = None,
+        properties: dict[str, str] | None = None,
+    ) -> None:
         """Choose folder and ports; nothing is started.
 
         Without `data`, a temporary folder; with it, the folder is kept, and a later Broker on it finds its
         topics again. After `kill` or `stop`, `start` brings this one back on the same ports and data.
+        `properties` are further settings of Kafka's, which win over the template's.
         """
         self._temporary = data is None
         folder = data or Path(tempfile.gettempdir()) / f"stream-worker-kafka-{uuid.uuid4().hex}"
@@ -68,6 +75,7 @@ class Broker:
         self.port = port or free_port()
         self._controller_port = 0
         self._jvm_options = jvm_options
+        self._properties = properties or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -171,6 +179,7 @@ class Broker:
         config = self.data / "server.properties"
         template = (CONFIG / "server.properties").read_text()
         ports = {"port": self.port, "controller_port": self._controller_port}
+        template += "".join(f"{name}={value}\n" for name, value in self._properties.items())
         config.write_text(template.format(host=HOST, data=self.data.as_posix(), **ports))
         return config
 

@@ -12,15 +12,36 @@ HEAD = {"benchmark", "command", "date", "smoke", "machine"}
 THROUGHPUT = {"events_per_s", "lists_per_s", "cpu_us_per_event", "cpu_us_per_list", "list_bytes", "rss_mib", "repeats"}
 LATENCY = {"p50_ms", "p99_ms", "p99.9_ms", "cpu_us_per_event", "lists_per_event", "repeats"}
 # name -> key -> the keys below it, or below each of its own
+LOAD = {
+    "users", "fill_each", "warm_up", "backlog", "rate", "paced_s", "paced_warm_up_s", "repeats",
+    "checkpoint_interval_s", "zipf",
+}  # fmt: skip
 KEYS: dict[str, dict[str, set[str]]] = {
     "bars": {
         "seed": set(),
-        "load": {"users", "fill_each", "warm_up", "backlog", "rate", "paced_s", "paced_warm_up_s", "repeats", "zipf"},
+        "load": LOAD,
         "bundle": {"model", "items", "L", "K"},
         "backlog": {"worker", "echo"},
         "paced": {"worker", "echo"},
         "stages_us_per_event": {"worker"},
         "bars": {"throughput_vs_echo", "p99_vs_echo"},
+    },
+    "checkpoints": {
+        "seed": set(),
+        "load": LOAD,
+        "bundle": {"model", "items", "L", "K"},
+        "backlog": {"off", "1s", "5s"},
+        "paced": {"off", "1s", "5s"},
+        "checkpoints": {"backlog 1s", "backlog 5s", "paced 1s", "paced 5s"},
+        "bars": {"throughput_1s", "throughput_5s", "p99_1s", "p99_5s", "cpu_1s", "cpu_5s"},
+    },
+    "restore": {
+        "seed": set(),
+        "load": {"users", "mean_history", "repeats"},
+        "empty_worker_rss_mib": set(),
+        "worker": {"records_per_s", "seconds", "users", "rss_mib", "peak_rss_mib", "rss_bytes_per_user", "repeats"},
+        "reader": {"records_per_s", "records", "seconds", "repeats"},
+        "bars": {"records_vs_reader"},
     },
 }
 

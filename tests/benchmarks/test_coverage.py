@@ -4,7 +4,10 @@ from benchmarks.arena import Turn
 from benchmarks.coverage import Coverage, Listed, Sample, Seen
 from benchmarks.figures import paced, ratio, stages
 
-TURN = Turn(events=10, lists=5, list_bytes=5000, seconds=2.0, cpu_s=1.0, samples=[], stages_s={}, rss_mib=1.0)
+TURN = Turn(
+    events=10, lists=5, list_bytes=5000, seconds=2.0, cpu_s=1.0, samples=[], stages_s={}, checkpoints=2,
+    checkpoints_s=0.1, states=6, rss_mib=1.0,
+)  # fmt: skip
 
 
 def test_a_list_is_timed_from_the_oldest_event_that_it_is_the_first_to_cover() -> None:

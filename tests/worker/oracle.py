@@ -1,5 +1,6 @@
 """The fold once more, plain and slow, sharing nothing with the worker's: what the state must equal."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,18 +19,21 @@ class User:
 
 
 def fold_log(
-    log: list[dict[str, Any]],
+    log: Sequence[dict[str, Any] | None],
     history_length: int,
     excluded_length: int,
     excluding: frozenset[str],
     max_users: int | None = None,
     ttl_ms: int | None = None,
 ) -> dict[str, User]:
-    """The users after these events; an event's offset is its place in the log, `received` its record's timestamp."""
+    """The users after these events; an event's offset is its place in the log, `received` its record's timestamp.
+
+    None stands for a record that is no event.
+    """
     users: dict[str, User] = {}
     newest = 0
     for offset, event in enumerate(log):
-        if event["action"] == "reject":
+        if event is None:
             continue
         if ttl_ms is not None and event["received"] > newest:
             step = ttl_ms // 16
