@@ -13,6 +13,7 @@ from stream_worker.metrics import Metrics
 from stream_worker.settings import (
     PREFIX,
     EventSettings,
+    ForgetSettings,
     KafkaSettings,
     ReplaySettings,
     Settings,
@@ -28,11 +29,12 @@ def settings_table() -> str:
     """A section a command, a row a flag."""
     sections = [
         ("Every command", KafkaSettings, set()),
-        ("`stream-worker run` and `replay`: the events", EventSettings, set(KafkaSettings.model_fields)),
+        ("`stream-worker run`, `replay` and `forget`: the events", EventSettings, set(KafkaSettings.model_fields)),
         ("`stream-worker run` and `replay`: the state", StateSettings, set(EventSettings.model_fields)),
         ("`stream-worker run` and `replay`: the rest", Settings, set(StateSettings.model_fields)),
         ("`stream-worker replay`", ReplaySettings, set(Settings.model_fields)),
         ("`stream-worker topics`", TopicsSettings, set(KafkaSettings.model_fields)),
+        ("`stream-worker forget USER`", ForgetSettings, {*EventSettings.model_fields, "user"}),
         ("`exporter train`", TrainSettings, set[str]()),
     ]
     return "\n".join(f"## {title}\n\n{_rows(cls, leave_out)}" for title, cls, leave_out in sections)

@@ -7,7 +7,7 @@ needed to read it. Axes: H history length, E excluded length, B users.
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -96,6 +96,37 @@ def changes(number: int, copy: Copy, actions: Actions) -> Iterator[Change]:
         yield Change(number, user.encode(), None)
 
 
+def decode_position(value: bytes) -> Position:
+    """A position record's value.
+
+    Raises:
+        ValueError: it is none, or of another version.
+    """
+    _check_version(value)
+    return _decode_position(value[1:])
+
+
+class Offsets(NamedTuple):
+    """What a user's record says of offsets and times: the last event folded, the last listed, its Kafka timestamp."""
+
+    applied: int
+    listed: int
+    timestamp: int
+
+
+def offsets(value: bytes) -> Offsets:
+    """Of the value of a user's record.
+
+    Raises:
+        ValueError: it is none, or of another version.
+    """
+    _check_version(value)
+    try:
+        return Offsets(*_HEADER.unpack_from(value)[-3:])
+    except struct.error as error:
+        raise ValueError(f"{len(value)} bytes are no state") from error
+
+
 class Loader:
     """Writes records of the changelog into a partition.
 
@@ -136,10 +167,7 @@ class Loader:
                 ) from error
 
     def _position(self, value: bytes | None) -> Position | None:
-        if value is None:
-            return None
-        _check_version(value)
-        return _decode_position(value[1:])
+        return None if value is None else decode_position(value)
 
     def _user(self, user: str, value: bytes) -> None:
         _check_version(value)

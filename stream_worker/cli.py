@@ -12,6 +12,7 @@ import structlog
 from stream_worker import __version__, logs
 from stream_worker.errors import BundleError, DataError, SettingsError, StreamWorkerError
 from stream_worker.settings import (
+    ForgetSettings,
     KafkaSettings,
     ReplaySettings,
     Settings,
@@ -74,7 +75,25 @@ def topics(argv: Sequence[str]) -> None:
         raise DataError("a topic is not as required; see above.")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"run": run, "replay": replay, "topics": topics}
+def forget(argv: Sequence[str]) -> None:
+    """Erase a user and print the proof; with --verify, print the proof alone."""
+    settings = _settings(ForgetSettings, argv, "forget")
+    from stream_worker.forget import forget_user, verify
+    from stream_worker.topics import inspect
+    from stream_worker.transports.kafka_offline import KafkaOffline
+
+    inspect(settings)
+    with KafkaOffline(settings) as kafka:
+        for line in (verify if settings.verify else forget_user)(settings, kafka):
+            print(line, flush=True)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "run": run,
+    "replay": replay,
+    "topics": topics,
+    "forget": forget,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,11 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StreamWorkerError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{PROG} {name}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
 def _settings(cls: type[T], argv: Sequence[str], command: str) -> T:
-    refuse_unknown_variables([Settings, TopicsSettings])
+    refuse_unknown_variables([Settings, ReplaySettings, TopicsSettings, ForgetSettings])
     settings = parse_arguments(cls, argv, f"{PROG} {command}")
     logs.configure(settings.log_level, settings.log_format)
     structlog.get_logger(__name__).debug("settings", **settings.model_dump(mode="json"))

@@ -106,10 +106,8 @@ class EventDecoder:
             RejectedEventError: the event is not well formed.
         """
         user, item, action, time = self._fields(value)
-        user = _identifier(user, self._paths[0])
+        user = user_id(user, self._paths[0])
         action = "view" if action is None else _identifier(action, self._paths[2], MAX_ACTION_BYTES)
-        if user == RESERVED_USER:
-            raise RejectedEventError("reserved_user", f"{self._paths[0]} is {RESERVED_USER!r}, which is reserved")
         if keyed and key != user.encode():
             raise RejectedEventError("key_not_user", "the record's key is not the user: produce with key = user")
         if action == FORGET and item is None:
@@ -163,6 +161,22 @@ class EventDecoder:
         if time_ms >= LATEST_MS:
             raise RejectedEventError("time_in_future", f"{path} is {time_ms} ms, after 2106: is it microseconds?")
         return time_ms
+
+
+def user_id(value: str | int | None, path: str = "user") -> str:
+    """A user's id as text.
+
+    Args:
+        value: the id.
+        path: where it was found, for the message.
+
+    Raises:
+        RejectedEventError: no user can be called that.
+    """
+    user = _identifier(value, path)
+    if user == RESERVED_USER:
+        raise RejectedEventError("reserved_user", f"{path} is {RESERVED_USER!r}, which is reserved")
+    return user
 
 
 def _identifier(value: str | int | None, path: str, max_bytes: int = MAX_ID_BYTES) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from pydantic_settings import SettingsError as ParseError
 
 from stream_worker.errors import SettingsError
@@ -175,6 +175,14 @@ class TopicsSettings(KafkaSettings):
     create: bool = Field(False, description="Create what is missing.")
     partitions: int = Field(4, ge=1, description="Partitions of topics that are created.")
     replication_factor: int = Field(1, ge=1, description="Replicas of topics that are created; 3 in production.")
+
+
+class ForgetSettings(EventSettings):
+    """Erase a user: state, lists, and whatever a replay would bring back. Prints the proof; exit 4 if there is none."""
+
+    user: CliPositionalArg[str] = Field(description="The user's id, as in the events.")
+    verify: bool = Field(False, description="Write nothing: read the topics from their beginning, and print the proof.")
+    timeout_s: float = Field(60, gt=0, description="How long to wait for the workers to get there.")
 
 
 def parse_arguments(cls: type[S], argv: Sequence[str], prog: str) -> S:

@@ -81,7 +81,7 @@ def inspect(settings: KafkaSettings) -> TopicReport:
             f"kafka-python {kafka.__version__}: before {oldest} it loses track of records it could not send. "
             f"Install kafka-python {oldest} or newer."
         )
-    with _admin(settings) as admin:
+    with admin_client(settings) as admin:
         reports = [_check(admin, spec) for spec in specifications(settings)]
     problems = [f"{report.name}: {report.problem}" for report in reports if report.fatal]
     if problems:
@@ -106,14 +106,14 @@ def check_topics(settings: TopicsSettings) -> list[TopicReport]:
         TransportError: the broker does not answer.
         DataError: it refuses to create a topic.
     """
-    with _admin(settings) as admin:
+    with admin_client(settings) as admin:
         created = _create(admin, settings) if settings.create else set()
         reports = [_check(admin, spec) for spec in specifications(settings)]
     return [replace(report, created=report.name in created) for report in reports]
 
 
 @contextmanager
-def _admin(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
+def admin_client(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
     """A client, whose exceptions are ours."""
     try:
         admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap.split(","), bootstrap_timeout_ms=TIMEOUT_MS)

@@ -7,7 +7,7 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from stream_worker.settings import Settings
+from stream_worker.settings import KafkaSettings
 from stream_worker.transports.base import Record
 
 log = structlog.get_logger(__name__)
@@ -17,7 +17,7 @@ POSITION_TIMEOUT_MS = 1000
 CONNECT_TIMEOUT_MS = 2000
 
 
-def changelog_consumer_options(settings: Settings) -> dict[str, Any]:
+def changelog_consumer_options(settings: KafkaSettings) -> dict[str, Any]:
     """The changelog consumer's settings."""
     return {
         "bootstrap_servers": settings.bootstrap.split(","),
@@ -42,7 +42,7 @@ class ChangelogReader:
     undecided, a read_committed position stays below it, so that nothing is missed.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._consumer: KafkaConsumer | None = None
         self._numbers: set[int] = set()

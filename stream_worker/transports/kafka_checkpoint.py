@@ -26,7 +26,7 @@ from kafka.errors import (
 from kafka.structs import ConsumerGroupMetadata
 
 from stream_worker.errors import FencedError
-from stream_worker.settings import Settings
+from stream_worker.settings import KafkaSettings, Settings
 from stream_worker.transports.base import Cause, Change, Outcome
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ CONNECT_TIMEOUT_S = 2.0
 BATCH_BYTES = 256 * 1024
 
 
-def checkpoint_producer_options(settings: Settings, transactional_id: str) -> dict[str, Any]:
+def checkpoint_producer_options(settings: KafkaSettings, transactional_id: str) -> dict[str, Any]:
     """The transactional producer's settings."""
     return {
         "bootstrap_servers": settings.bootstrap.split(","),
