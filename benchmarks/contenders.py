@@ -32,6 +32,7 @@ SESSION_TIMEOUT_S = 300  # a contender is stopped still while another is measure
 ROOT = Path(__file__).resolve().parents[1]
 EVENTS, REJECTED = "events", "rejected"  # topics
 CHECKPOINTS = ("checkpoint_seconds_count", "checkpoint_seconds_sum", "checkpoint_users_total")  # of its metrics
+TOTALS = (*CHECKPOINTS, "events_total", "lists_total", "pending_users")  # all that are looked at
 DEFAULT_INTERVAL_S: float = Settings.model_fields["checkpoint_interval_s"].default
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -181,14 +182,14 @@ class WorkerContender(Contender):
         """From /metrics."""
         with urllib.request.urlopen(f"{self._url}/metrics", timeout=5) as answer:  # noqa: S310
             text = answer.read().decode()
-        totals = {}
+        totals = dict.fromkeys(TOTALS, 0.0)
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 name = sample.name.removeprefix(f"{PREFIX}_")
                 if name == "stage_seconds_sum":
                     totals[sample.labels["stage"]] = sample.value
-                elif name in CHECKPOINTS:
-                    totals[name] = sample.value
+                elif name in TOTALS:
+                    totals[name] = totals.get(name, 0.0) + sample.value
         return totals
 
 
@@ -223,13 +224,15 @@ def worker(
     code: Path = ROOT,
     checkpoint_interval_s: float = DEFAULT_INTERVAL_S,
     state: str | None = None,
-) -> Contender:
+    flags: Sequence[str] = (),
+) -> WorkerContender:
     """One worker with its default settings, which makes no lists for what is on the topic before it starts.
 
     Args:
         code: the checkout whose worker it is. One without a state topic folds all events anew when it starts.
         checkpoint_interval_s: infinite for none.
         state: its state topic is called so here, else after its name.
+        flags: for the worker; they win over ours.
     """
     topic, state_topic = place.topic(name), place.topic(state or f"{name}-state")
     keeps_state = "state_topic:" in (code / "stream_worker" / "settings.py").read_text()
@@ -238,7 +241,7 @@ def worker(
         "--bootstrap", place.bootstrap, "--events-topic", place.topic(EVENTS), "--recommendations-topic", topic,
         "--rejected-topic", place.topic(REJECTED), "--group", topic, "--first-start", "latest", "--device", "cpu",
         "--http-host", "127.0.0.1", "--http-port", "0", "--session-timeout-s", str(SESSION_TIMEOUT_S),
-        "--log-format", "json",
+        "--log-format", "json", *flags,
     ]  # fmt: skip
     if not keeps_state:
         return WorkerContender(name, command, topic, place.folder, code)

@@ -1,4 +1,4 @@
-"""The floor of a restore: read a partition of a state topic to its end with the worker's client settings, no more.
+"""The floor of a restore or a catch-up: read a partition to its end with the worker's client settings, no more.
 
 `python -m benchmarks.reader` is started by the benchmarks; it prints how many records in how many seconds, as JSON.
 """
@@ -7,25 +7,26 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
 from stream_worker.settings import Settings
-from stream_worker.transports.kafka import RESTORE_RECORDS
+from stream_worker.transports.kafka import RESTORE_RECORDS, consumer_options
 from stream_worker.transports.kafka_changelog import changelog_consumer_options
 
+NO_GROUP = {"group_id": None, "group_instance_id": None, "auto_offset_reset": "earliest"}
 
-def read(settings: Settings) -> tuple[int, float]:
+
+def read(options: dict[str, Any], topic: str, max_records: int, timeout_s: float) -> tuple[int, float]:
     """Partition 0, to its high watermark; returns the number of records, and the seconds from the client's start."""
     start = time.monotonic()
-    consumer = KafkaConsumer(**changelog_consumer_options(settings))
-    partition = TopicPartition(settings.state_topic, 0)
+    consumer = KafkaConsumer(**options)
+    partition = TopicPartition(topic, 0)
     consumer.assign([partition])
     count, end = 0, None
     while end is None or consumer.position(partition) < end:
-        for records in consumer.poll(
-            timeout_ms=int(settings.poll_timeout_s * 1000), max_records=RESTORE_RECORDS
-        ).values():
+        for records in consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records).values():
             count += len(records)
         end = consumer.highwater(partition)
     seconds = time.monotonic() - start
@@ -36,11 +37,17 @@ def read(settings: Settings) -> tuple[int, float]:
 def main() -> None:
     """Read, and print it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reader", description=__doc__)
-    for name in ("--bootstrap", "--state-topic"):
-        parser.add_argument(name, required=True)
+    parser.add_argument("--bootstrap", required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--state-topic")
+    which.add_argument("--events-topic")
     args = parser.parse_args()
-    settings = Settings(bundle=Path(), bootstrap=args.bootstrap, state_topic=args.state_topic)
-    records, seconds = read(settings)
+    settings = Settings(bundle=Path(), bootstrap=args.bootstrap)
+    if args.state_topic:
+        options, topic, most = changelog_consumer_options(settings), args.state_topic, RESTORE_RECORDS
+    else:
+        options, topic, most = consumer_options(settings) | NO_GROUP, args.events_topic, settings.max_poll_records
+    records, seconds = read(options, topic, most, settings.poll_timeout_s)
     print(json.dumps({"records": records, "seconds": seconds}))
 
 

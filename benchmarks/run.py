@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kafka.errors import KafkaError
 
-from benchmarks import bars, checkpoints, machine, restore
+from benchmarks import bars, catch_up, checkpoints, machine, restore
 from stream_worker.errors import StreamWorkerError
 
 
@@ -28,6 +28,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "bars": Benchmark(bars.run, bars.table),
     "checkpoints": Benchmark(checkpoints.run, checkpoints.table),
+    "catch-up": Benchmark(catch_up.run, catch_up.table),
     "restore": Benchmark(restore.run, restore.table),
 }
 
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as one object")
     parser.add_argument("--repeats", type=int, help="turns of each contender (3)")
     parser.add_argument("--seed", type=int, default=0, help="of the load (0)")
-    parser.add_argument("--users", type=int, help="restore: how many (1,000,000)")
+    parser.add_argument("--users", type=int, help="restore: how many (1,000,000); catch-up (20,000)")
     parser.add_argument("--bundle", type=Path, help="what is served (.demo/models, else a synthetic one)")
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="a broker that runs (starts one of its own)")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="bars: also the worker of this checkout")

@@ -22,6 +22,7 @@ from stream_worker.transports.base import Cause, Change, Outcome, Transport
 
 log = structlog.get_logger(__name__)
 
+PATIENCE = 5  # intervals between two checkpoints in a backlog, where most users would be written each time
 MAX_REFUSALS = 5  # one after the other, by a broker that answers
 
 
@@ -69,7 +70,8 @@ class Checkpoints:
         outcome = self._settle()
         dirty = sum(len(one.state.changed) for one in owned.values() if not one.restoring)
         full = dirty >= self._settings.max_dirty_users
-        due = time.monotonic() - self._started_at >= self._settings.checkpoint_interval_s
+        patience = PATIENCE if any(one.catching_up for one in owned.values()) else 1
+        due = time.monotonic() - self._started_at >= self._settings.checkpoint_interval_s * patience
         if self._parts is None and (due or (full and self.failure is None)):
             self._start(owned, held_back)
         # Without room for more changes, or without knowing whether they can be written, no more events.

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+FEW_LATE = 16  # enough for a batch, few enough to cost little
+
 Key = tuple[int, str]  # partition, user
 
 
@@ -57,11 +59,20 @@ class Marked:
         else:
             waiting.oldest_timestamp = min(waiting.oldest_timestamp, mark.oldest_timestamp)
 
-    def take(self, most: int, most_late: int) -> list[tuple[Key, Mark]]:
-        """Take up to `most` users off: at least a fifth of them late ones, if any wait, and no more than `most_late`
-        of those; the rest fresh ones.
+    def take(self, most: int, sparing: bool) -> list[tuple[Key, Mark]]:
+        """Take up to `most` users off: at least a fifth of them late ones, if so many wait, and the rest fresh ones.
+
+        Args:
+            most: there is no room for more.
+            sparing: more work is coming for late users, so take no more of them than that fifth, or a few if no fresh
+                ones wait; else they get all the room that fresh ones leave.
         """
-        late = min(len(self._late), most_late, max(-(-most // 5), most - len(self._fresh)))
+        fifth = -(-most // 5)
+        if sparing:
+            wanted = min(fifth, max(FEW_LATE, -(-len(self._fresh) // 4)))
+        else:
+            wanted = max(fifth, most - len(self._fresh))
+        late = min(len(self._late), wanted)
         return _pop(self._fresh, most - late) + _pop(self._late, late)
 
     def discard(self, key: Key) -> None:

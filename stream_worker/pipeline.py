@@ -35,7 +35,6 @@ log = structlog.get_logger(__name__)
 
 USERS_PER_STEP = 256  # enough to sort into even batches, few enough to poll again soon
 CATCHING_UP_RECORDS = 1000
-LATE_SHARE = 5  # while a partition is catching up, one user in so many of a step is of its kind
 OBSERVE_INTERVAL_S = 1.0  # lag and sizes
 SCORE_DECIMALS = 6
 
@@ -282,7 +281,7 @@ class Pipeline:
             return []
         most = min(USERS_PER_STEP, self._outbox.room)
         behind = any(one.catching_up for one in self.owned.values())
-        taken = self.marked.take(most, -(-most // LATE_SHARE) if behind else most)
+        taken = self.marked.take(most, sparing=behind)
         users = []
         for (number, user), mark in sorted(taken, key=_partition):
             state = self.owned[number].state

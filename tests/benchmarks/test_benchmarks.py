@@ -35,6 +35,22 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "checkpoints": {"backlog 1s", "backlog 5s", "paced 1s", "paced 5s"},
         "bars": {"throughput_1s", "throughput_5s", "p99_1s", "p99_5s", "cpu_1s", "cpu_5s"},
     },
+    "catch-up": {
+        "seed": set(),
+        "load": {"users", "events", "repeats", "touched"},
+        "worker": {
+            "records_per_s",
+            "folded_s",
+            "listed_s",
+            "lists_while_folding",
+            "lists_per_user",
+            "mean_checkpoint_s",
+            "rss_mib",
+            "repeats",
+        },
+        "reader": {"records_per_s", "records", "seconds", "repeats"},
+        "bars": {"records_vs_reader"},
+    },
     "restore": {
         "seed": set(),
         "load": {"users", "mean_history", "repeats"},

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from stream_worker.bundle import Bundle
-from stream_worker.marked import Mark, Marked
-from stream_worker.pipeline import LATE_SHARE, USERS_PER_STEP
+from stream_worker.marked import FEW_LATE, Mark, Marked
+from stream_worker.pipeline import USERS_PER_STEP
 from tests.worker.world import START_MS, World, exact
 
 HOUR_MS = 3_600_000
@@ -43,8 +43,7 @@ def test_a_backlog_is_folded_with_few_lists_and_then_each_touched_user_gets_one(
     while world.pipeline.owned[LATE].catching_up:
         world.pipeline.step(0)
         steps += 1
-    most = -(-USERS_PER_STEP // LATE_SHARE)
-    assert len(world.lists()) <= USERS_PER_STEP + most * (steps + 1)
+    assert len(world.lists()) <= USERS_PER_STEP + FEW_LATE * (steps + 1)
     world.settle()
     newest = world.newest()
     assert len(newest) == users
@@ -96,10 +95,9 @@ def test_a_user_of_a_backlog_who_clicks_when_it_is_folded_does_not_wait_for_it()
     for number in range(100):
         assert not marked.mark((LATE, f"u{number}"), 1, True)
     assert marked.mark((LATE, "u99"), 9, False)
-    ((key, mark),) = marked.take(1, 0)
+    key, mark = marked.take(5, sparing=True)[0]
     assert key == (LATE, "u99")
     assert mark == Mark(1, True), "the list is as late as the oldest event it answers"
-    assert len(marked) == 99
 
 
 def test_a_crash_in_the_middle_of_a_backlog_changes_nothing(popularity: Bundle, seed: int) -> None:
@@ -119,26 +117,26 @@ def test_a_crash_in_the_middle_of_a_backlog_changes_nothing(popularity: Bundle, 
     }
 
 
-@pytest.mark.parametrize(("fresh", "late", "most_late", "expected"), [
-    (0, 100, 50, (0, 10)),  # nothing fresh: late ones as far as they may
-    (100, 100, 50, (40, 10)),  # a fifth
-    (100, 3, 50, (47, 3)),
-    (45, 100, 50, (40, 10)),
-    (10, 100, 50, (10, 40)),  # room that fresh ones leave
-    (10, 0, 50, (10, 0)),
+@pytest.mark.parametrize(("fresh", "late", "sparing", "expected"), [
+    (0, 300, True, (0, FEW_LATE)),
+    (300, 300, True, (204, 52)),  # a fifth
+    (80, 300, True, (80, 20)),  # a fifth of what is served
+    (300, 3, True, (253, 3)),
+    (300, 300, False, (204, 52)),
+    (100, 300, False, (100, 156)),  # the room that fresh ones leave
+    (100, 0, False, (100, 0)),
 ])  # fmt: skip
-def test_late_users_get_a_fifth_and_what_is_left(
-    fresh: int, late: int, most_late: int, expected: tuple[int, int]
+def test_late_users_get_a_fifth_and_when_no_more_are_coming_what_is_left(
+    fresh: int, late: int, sparing: bool, expected: tuple[int, int]
 ) -> None:
     marked = Marked()
     for number in range(fresh):
-        marked.mark((0, f"f{number}"), 1, False)
+        marked.mark((FRESH, f"f{number}"), 1, False)
     for number in range(late):
-        marked.mark((1, f"l{number}"), 1, True)
-    most_late = 10 if (fresh, late) == (0, 100) else most_late
-    taken = marked.take(50, most_late)
+        marked.mark((LATE, f"l{number}"), 1, True)
+    taken = marked.take(USERS_PER_STEP, sparing)
     kinds = [key[0] for key, _ in taken]
-    assert (kinds.count(0), kinds.count(1)) == expected
+    assert (kinds.count(FRESH), kinds.count(LATE)) == expected
     assert len(marked) == fresh + late - len(taken)
 
 
@@ -146,5 +144,5 @@ def test_a_list_that_failed_keeps_the_age_of_the_oldest_event() -> None:
     marked = Marked()
     marked.mark((0, "u"), 7, False)
     marked.put_back((0, "u"), Mark(3, False))
-    ((_, mark),) = marked.take(1, 1)
+    ((_, mark),) = marked.take(1, False)
     assert mark.oldest_timestamp == 3
