@@ -29,6 +29,7 @@ from stream_worker.transports.base import Assigned, Cause, Change, Delivery, Out
 from stream_worker.transports.kafka_changelog import ChangelogReader
 from stream_worker.transports.kafka_checkpoint import CheckpointProducer
 from stream_worker.transports.kafka_producer import REQUEST_TIMEOUT_S, ListProducer
+from stream_worker.transports.kafka_topics import TopicWatch
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +76,7 @@ class KafkaTransport:
         self._producer: ListProducer | None = None
         self._changelog = ChangelogReader(s)
         self._checkpoints = CheckpointProducer(s)
+        self._topic_watch = TopicWatch(s)
         self._rebalances: deque[tuple[str, list[int]]] = deque()  # written by the client's IO thread
         self._unresolved: list[int] = []  # assigned, ends not yet asked for
         self._ours: set[int] = set()  # assigned, ends known
@@ -235,6 +237,10 @@ class KafkaTransport:
         if heartbeat.last_receive >= heartbeat.last_send:  # answered, and none asked since
             self._contact_at = max(self._contact_at, heartbeat.last_send)
         return time.monotonic() - self._contact_at
+
+    def missing_topics(self) -> Sequence[str]:
+        """See `Transport`."""
+        return self._topic_watch.missing(self._open_consumer)
 
     def lag(self) -> Mapping[int, int]:
         """See `Transport`."""

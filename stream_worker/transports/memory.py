@@ -261,6 +261,10 @@ class MemoryTransport:
         """See `Transport`."""
         return math.inf if self.away or self.stalled or self not in self._log.members else 0.0
 
+    def missing_topics(self) -> Sequence[str]:
+        """See `Transport`."""
+        return ()
+
     def lag(self) -> Mapping[int, int]:
         """See `Transport`."""
         return {
