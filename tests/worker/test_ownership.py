@@ -165,14 +165,14 @@ def test_events_that_were_deleted_can_be_gone_without_once(popularity: Bundle) -
 @pytest.mark.parametrize(
     ("key", "spoil", "says"),
     [
-        (b"u0", lambda value: b"\x02" + value[1:], "version 2, not 1"),
-        (b"u0", lambda value: b"", "version none, not 1"),
-        (b"u0", lambda value: value[:20], "unpack_from requires a buffer"),
-        (b"u0", lambda value: value[:-1], "bytes do not fit its header"),
-        (b"u0", lambda value: value + b"x", "bytes do not fit its header"),
-        (POSITION_KEY, lambda value: b"\x02" + value[1:], "version 2, not 1"),
-        (POSITION_KEY, lambda value: value[:-1], "Input data was truncated"),
-        (POSITION_KEY, lambda value: b"\x01{}", "missing required field"),
+        pytest.param(b"u0", lambda value: b"\x02" + value[1:], "version 2, not 1", id="newer"),
+        pytest.param(b"u0", lambda value: b"", "less than the 48 bytes of a header", id="empty"),
+        pytest.param(b"u0", lambda value: value[:20], "less than the 48 bytes of a header", id="cut in the header"),
+        pytest.param(b"u0", lambda value: value[:-1], "its size does not fit its header", id="cut"),
+        pytest.param(b"u0", lambda value: value + b"x", "its size does not fit its header", id="too long"),
+        pytest.param(POSITION_KEY, lambda value: b"\x02" + value[1:], "version 2, not 1", id="newer position"),
+        pytest.param(POSITION_KEY, lambda value: value[:-1], "Input data was truncated", id="position cut"),
+        pytest.param(POSITION_KEY, lambda value: b"\x01{}", "missing required field", id="position without fields"),
     ],
 )
 def test_a_changelog_that_is_not_of_this_version_is_refused(
