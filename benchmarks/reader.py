@@ -1,6 +1,6 @@
 """The floor of a restore or a catch-up: read a partition to its end with the worker's client settings, no more.
 
-`python -m benchmarks.reader` is started by the benchmarks; it prints how many records in how many seconds, as JSON.
+`python -m benchmarks.reader` is started by the benchmarks; it prints how many records in which time, as JSON.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from stream_worker.transports.kafka_changelog import changelog_consumer_options
 NO_GROUP = {"group_id": None, "group_instance_id": None, "auto_offset_reset": "earliest"}
 
 
-def read(options: dict[str, Any], topic: str, max_records: int, timeout_s: float) -> tuple[int, float]:
-    """Partition 0, to its high watermark; returns the number of records, and the seconds from the client's start."""
-    start = time.monotonic()
+def read(options: dict[str, Any], topic: str, max_records: int, timeout_s: float) -> dict[str, float]:
+    """Partition 0, to its high watermark; returns the number of records, and the time since the client was made."""
+    start, cpu_start = time.monotonic(), time.process_time()
     consumer = KafkaConsumer(**options)
     partition = TopicPartition(topic, 0)
     consumer.assign([partition])
@@ -29,9 +29,9 @@ def read(options: dict[str, Any], topic: str, max_records: int, timeout_s: float
         for records in consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records).values():
             count += len(records)
         end = consumer.highwater(partition)
-    seconds = time.monotonic() - start
+    found = {"records": count, "seconds": time.monotonic() - start, "cpu_s": time.process_time() - cpu_start}
     consumer.close()
-    return count, seconds
+    return found
 
 
 def main() -> None:
@@ -47,8 +47,7 @@ def main() -> None:
         options, topic, most = changelog_consumer_options(settings), args.state_topic, RESTORE_RECORDS
     else:
         options, topic, most = consumer_options(settings) | NO_GROUP, args.events_topic, settings.max_poll_records
-    records, seconds = read(options, topic, most, settings.poll_timeout_s)
-    print(json.dumps({"records": records, "seconds": seconds}))
+    print(json.dumps(read(options, topic, most, settings.poll_timeout_s)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A restore: a real worker that starts on the states of many users, beside a bare consumer of the same partition.
 
 The worker's time is its own, from the assignment of the partition to its state being complete; the bare consumer's
-(reader.py) begins when it is made. They take turns.
+(reader.py) begins when it is made. They take turns. CPU and memory are beyond those of a worker without users.
 """
 
 import json
@@ -65,27 +65,44 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
             admin.create([here.topic(name)])
             return _restore(worker(here, bundle, name, state=state))
 
-        empty_mib = turn("empty", NO_STATE)["rss_mib"]
+        empty = turn("empty", NO_STATE)
         turns: dict[str, list[dict[str, float]]] = {"worker": [], "reader": []}
         for repeat in range(size.repeats):
             say(f"repeat {repeat + 1} of {size.repeats}")
             found = turn(f"worker-{repeat}", STATE)
             if found["users"] != size.users:
                 raise BenchmarkError(f"{found['users']:,.0f} users were restored of {size.users:,}")
-            found["rss_bytes_per_user"] = (found["rss_mib"] - empty_mib) * 2**20 / size.users
-            turns["worker"].append({"records_per_s": size.users / found["seconds"]} | found)
+            turns["worker"].append(
+                {
+                    "records_per_s": size.users / found["seconds"],
+                    "seconds": found["seconds"],
+                    "cpu_us_per_record": (found["cpu_s"] - empty["cpu_s"]) / size.users * 1e6,
+                    "rss_bytes_per_user": (found["rss_mib"] - empty["rss_mib"]) * 2**20 / size.users,
+                    "rss_mib": found["rss_mib"],
+                    "peak_rss_mib": found["peak_rss_mib"],
+                }
+            )
             read = _read(here)
-            turns["reader"].append({"records_per_s": read["records"] / read["seconds"]} | read)
+            turns["reader"].append(
+                {
+                    "records_per_s": read["records"] / read["seconds"],
+                    "seconds": read["seconds"],
+                    "cpu_us_per_record": read["cpu_s"] / read["records"] * 1e6,
+                }
+            )
         admin.delete([*topics, *state_topics])
         admin.close()
     found_figures = {name: figures.medians(each) for name, each in turns.items()}
     return {
         "seed": options.seed,
         "load": asdict(size) | {"mean_history": float(length_B.mean())},
-        "empty_worker_rss_mib": empty_mib,
+        "empty_worker_rss_mib": empty["rss_mib"],
         **found_figures,
         "bars": {
-            "records_vs_reader": figures.ratio(found_figures, "records_per_s", "worker", "reader", at_least=RECORDS_BAR)
+            "records_vs_reader": figures.ratio(
+                found_figures, "records_per_s", "worker", "reader", at_least=RECORDS_BAR
+            ),
+            "cpu_vs_reader": figures.ratio(found_figures, "cpu_us_per_record", "worker", "reader"),
         },
     }
 
@@ -99,6 +116,7 @@ def _restore(contender: Contender) -> dict[str, float]:
         return {
             "seconds": restored["seconds"],
             "users": restored["users"],
+            "cpu_s": contender.cpu_s(),
             "rss_mib": contender.rss_mib(),
             "peak_rss_mib": contender.peak_rss_mib(),
         }

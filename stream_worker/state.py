@@ -266,14 +266,21 @@ class Partition:
             [user for user in changed if user not in self._rows],
         )
 
-    def place(self, user: str) -> int:
-        """The row of a user whose state is about to be written there by a restore; a new one if needed."""
-        row = self._rows.get(user)
-        return self._add(user) if row is None else row
-
-    def drop(self, user: str) -> None:
-        """Erase a user as the changelog says: that is no change to write there."""
-        self._remove(user)
+    def take_over(self, copy: Copy) -> None:
+        """Users as the changelog has them, H and E as here: no changes to write there."""
+        for user in copy.gone:
+            self._remove(user)
+        rows = (self._rows.get(user) for user in copy.users)
+        rows_B = [self._claim(user) if row is None else row for user, row in zip(copy.users, rows, strict=True)]
+        h = copy.histories
+        self.items[rows_B], self.times[rows_B], self.actions[rows_B] = h.items_BH, h.times_BH, h.actions_BH
+        self.length[rows_B] = h.length_B
+        self.excluded_items[rows_B], self.excluded_actions[rows_B] = h.excluded_items_BE, h.excluded_actions_BE
+        self.excluded_length[rows_B] = h.excluded_length_B
+        self.events[rows_B] = copy.events_B
+        self.applied_offset[rows_B], self.listed_offset[rows_B] = copy.applied_offset_B, copy.listed_offset_B
+        self.timestamp[rows_B] = copy.timestamp_B
+        self.listed_items[rows_B] = -1
 
     def gather(self, rows_B: Sequence[int] | NDArray[Any]) -> Histories:
         """Copies of these users' exact state."""
@@ -316,6 +323,16 @@ class Partition:
             self._free.append(row)
 
     def _add(self, user: str) -> int:
+        row = self._claim(user)
+        for slab in (self.length, self.excluded_length, self.events):
+            slab[row] = 0
+        for slab in (self.applied_offset, self.listed_offset):
+            slab[row] = NO_OFFSET
+        self.listed_items[row] = -1
+        return row
+
+    def _claim(self, user: str) -> int:
+        """A row for a new user, with what was there before."""
         if self._free:
             row = self._free.pop()
             self.users[row] = user
@@ -326,11 +343,6 @@ class Partition:
             self.users.append(user)
         self._rows[user] = row
         self.leaving.discard(user)
-        for slab in (self.length, self.excluded_length, self.events):
-            slab[row] = 0
-        for slab in (self.applied_offset, self.listed_offset):
-            slab[row] = NO_OFFSET
-        self.listed_items[row] = -1
         return row
 
     def _grow(self) -> None:

@@ -131,13 +131,22 @@ class Worker:
         assert self._pipeline is not None
         before = self._not_ready
         contact_age_s = self._transport.contact_age_s
-        if contact_age_s == float("inf"):
+        missing = self._transport.missing_topics()
+        self._metrics.topics_missing.set(len(missing))
+        if missing:
+            self._not_ready = f"the broker has no topic {', '.join(missing)}"
+        elif contact_age_s == float("inf"):
             self._not_ready = "waiting for partitions"
         elif contact_age_s > self._settings.session_timeout_s:
             self._not_ready = f"the broker has not answered for {contact_age_s:.0f} s"
         else:
             self._not_ready = self._pipeline.problem
-        if (before is None) != (self._not_ready is None):
+        if missing and self._not_ready != before:
+            log.error(
+                "a topic is gone: was it deleted? Make it with `stream-worker topics --create` and restart the workers",
+                topics=missing,
+            )
+        elif (before is None) != (self._not_ready is None):
             log.info("ready" if self._not_ready is None else "not ready", reason=self._not_ready)
 
     @contextmanager

@@ -181,6 +181,9 @@ class Transport(Protocol):
         At that moment the partitions that `poll` has told us of were ours.
         """
 
+    def missing_topics(self) -> Sequence[str]:
+        """The topics of ours that the log did not have when it was last asked. Does not wait."""
+
     def lag(self) -> Mapping[int, int]:
         """Events of each partition that was sought, not yet delivered, as far as is known without asking the log."""
 

@@ -141,6 +141,10 @@ class FileTransport:
         """See `Transport`."""
         return 0.0
 
+    def missing_topics(self) -> Sequence[str]:
+        """See `Transport`."""
+        return ()
+
     def lag(self) -> Mapping[int, int]:
         """See `Transport`; how long a file is, is not known before its end."""
         return {0: 0}

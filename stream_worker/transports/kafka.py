@@ -29,6 +29,7 @@ from stream_worker.transports.base import Assigned, Cause, Change, Delivery, Out
 from stream_worker.transports.kafka_changelog import ChangelogReader
 from stream_worker.transports.kafka_checkpoint import CheckpointProducer
 from stream_worker.transports.kafka_producer import REQUEST_TIMEOUT_S, ListProducer
+from stream_worker.transports.kafka_topics import TopicWatch
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +77,7 @@ class KafkaTransport:
         self._producer: ListProducer | None = None
         self._changelog = ChangelogReader(s)
         self._checkpoints = CheckpointProducer(s)
+        self._topic_watch = TopicWatch(s)
         self._rebalances: deque[tuple[str, list[int]]] = deque()  # written by the client's IO thread
         self._unresolved: list[int] = []  # assigned, ends not yet asked for
         self._ours: set[int] = set()  # assigned, ends known
@@ -128,16 +130,24 @@ class KafkaTransport:
         )
 
     def _poll_events(self, timeout_s: float, late: Collection[int]) -> Mapping[TopicPartition, Sequence[Record]]:
-        consumer, timeout_ms, most = self._open_consumer, int(timeout_s * 1000), self._settings.max_poll_records
+        if self._silent:
+            time.sleep(timeout_s)
+            timeout_s = 0
+        consumer, most = self._open_consumer, self._settings.max_poll_records
         behind = consumer.assignment() & {self._partition(number) for number in late if number in self._next}
+        if not behind or self._held or len(behind) == len(self._next):
+            return self._poll_client(timeout_s, most)
+        consumer.pause(*behind)
         try:
-            if not behind or self._held or len(behind) == len(self._next):
-                return consumer.poll(timeout_ms=timeout_ms, max_records=most)  # type: ignore[no-any-return]
-            consumer.pause(*behind)
-            fresh: dict[TopicPartition, list[Record]] = consumer.poll(timeout_ms=0, max_records=most)
-            consumer.resume(*behind)
-            rest = consumer.poll(timeout_ms=0 if fresh else timeout_ms, max_records=min(most, LATE_RECORDS_BESIDE))
-            return {one: fresh.get(one, []) + rest.get(one, []) for one in fresh.keys() | rest.keys()}
+            fresh = self._poll_client(0, most)
+        finally:
+            consumer.resume(*(behind & consumer.assignment()))
+        rest = self._poll_client(0 if fresh else timeout_s, min(most, LATE_RECORDS_BESIDE))
+        return {one: [*fresh.get(one, ()), *rest.get(one, ())] for one in fresh.keys() | rest.keys()}
+
+    def _poll_client(self, timeout_s: float, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
+        try:
+            return self._open_consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)  # type: ignore[no-any-return]
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             raise DataError(
                 f"topic {self._settings.events_topic!r}: the position to read from is not retained ({error}). Was the "
@@ -152,6 +162,18 @@ class KafkaTransport:
                 raise
             log.warning("poll failed, trying again", error=str(error))
             return {}
+
+    @property
+    def _silent(self) -> bool:
+        """Whether a heartbeat is unanswered when the next one is due.
+
+        kafka-python 3.0.12: poll() then does not wait; it goes round and round until its time is over, and each round
+        adds to what the fetch under way will call at its end. A broker that was silent for 20 s cost 200 MB.
+        """
+        coordinator = self._open_consumer._coordinator  # noqa: SLF001 - there is no public way
+        heartbeat = coordinator.heartbeat
+        unanswered = heartbeat.last_receive < heartbeat.last_send
+        return bool(unanswered and coordinator.stable() and coordinator.time_to_next_heartbeat() == 0)
 
     def seek(self, partition: int, offset: int) -> None:
         """See `Transport`."""
@@ -229,6 +251,10 @@ class KafkaTransport:
         if heartbeat.last_receive >= heartbeat.last_send:  # answered, and none asked since
             self._contact_at = max(self._contact_at, heartbeat.last_send)
         return time.monotonic() - self._contact_at
+
+    def missing_topics(self) -> Sequence[str]:
+        """See `Transport`."""
+        return self._topic_watch.missing(self._open_consumer)
 
     def lag(self) -> Mapping[int, int]:
         """See `Transport`."""

@@ -5,6 +5,7 @@
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,7 +115,7 @@ class MemoryTransport:
         self._assigned: list[int] = []
         self._held: list[tuple[Topic, MemoryRecord, Any]] = []
         self._deliveries: list[Delivery] = []
-        self._restoring: dict[int, int] = {}  # partition -> place in its changelog
+        self._restoring: dict[int, int] = {}  # partition -> next offset of its changelog
         self._fence = -1  # the generation when the last poll looked at rebalances
         self._checkpoint: tuple[list[Change], Mapping[int, int], int] | None = None
         self._events_held = False
@@ -138,7 +139,7 @@ class MemoryTransport:
         self._assigned = [number for number in self._assigned if number in partitions]
         self._assigned += sorted(partitions - self.owned.keys())
         self.owned = {number: self.owned.get(number) for number in sorted(partitions)}
-        self._restoring = {number: place for number, place in self._restoring.items() if number in partitions}
+        self._restoring = {number: offset for number, offset in self._restoring.items() if number in partitions}
 
     def poll(self, timeout_s: float, late: Collection[int] = ()) -> Polled:
         """See `Transport`; never waits."""
@@ -164,11 +165,12 @@ class MemoryTransport:
         self._restoring |= dict.fromkeys(self._assigned, 0)
         states: dict[int, Sequence[MemoryRecord]] = {}
         done = []
-        for number, place in list(self._restoring.items()):
+        for number, offset in list(self._restoring.items()):
             log = self._log.changelog[number]
+            place = bisect_left(log, offset, key=lambda record: record.offset)  # compaction moves places, not offsets
             if place < len(log):
                 states[number] = log[place : place + self._max_poll_records]
-                self._restoring[number] = place + len(states[number])
+                self._restoring[number] = states[number][-1].offset + 1
             else:
                 done.append(number)
                 del self._restoring[number]
@@ -260,6 +262,10 @@ class MemoryTransport:
     def contact_age_s(self) -> float:
         """See `Transport`."""
         return math.inf if self.away or self.stalled or self not in self._log.members else 0.0
+
+    def missing_topics(self) -> Sequence[str]:
+        """See `Transport`."""
+        return ()
 
     def lag(self) -> Mapping[int, int]:
         """See `Transport`."""

@@ -12,6 +12,7 @@ HEAD = {"benchmark", "command", "date", "smoke", "machine"}
 THROUGHPUT = {"events_per_s", "lists_per_s", "cpu_us_per_event", "cpu_us_per_list", "list_bytes", "rss_mib", "repeats"}
 LATENCY = {"p50_ms", "p99_ms", "p99.9_ms", "cpu_us_per_event", "lists_per_event", "repeats"}
 # name -> key -> the keys below it, or below each of its own
+RESTORE = {"records_per_s", "seconds", "cpu_us_per_record", "repeats"}
 LOAD = {
     "users", "fill_each", "warm_up", "backlog", "rate", "paced_s", "paced_warm_up_s", "repeats",
     "checkpoint_interval_s", "zipf",
@@ -55,9 +56,9 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "seed": set(),
         "load": {"users", "mean_history", "repeats"},
         "empty_worker_rss_mib": set(),
-        "worker": {"records_per_s", "seconds", "users", "rss_mib", "peak_rss_mib", "rss_bytes_per_user", "repeats"},
-        "reader": {"records_per_s", "records", "seconds", "repeats"},
-        "bars": {"records_vs_reader"},
+        "worker": RESTORE | {"rss_mib", "peak_rss_mib", "rss_bytes_per_user"},
+        "reader": RESTORE,
+        "bars": {"records_vs_reader", "cpu_vs_reader"},
     },
 }
 

@@ -42,7 +42,7 @@ def test_a_broker_that_dies_or_falls_silent_stops_no_worker_and_loses_nothing(ar
     with arena.traffic(users=2000, rate=400) as traffic:
         for how, seconds in OUTAGES:
             wait_for("two partitions each", lambda: [one.partitions() for one in workers] == [2, 2], SETTLE_S)
-            wait_for("lists", lambda lists=workers[0].metric("lists_total"): workers[0].metric("lists_total") > lists)
+            time.sleep(arena.rng.uniform(1, 2))  # amid the work
             (broker.kill if how == "kill" else broker.pause)()
             growth = watch_outage(workers, seconds)
             (broker.start if how == "kill" else broker.resume)()
@@ -54,7 +54,6 @@ def test_a_broker_that_dies_or_falls_silent_stops_no_worker_and_loses_nothing(ar
             arena.expect_lists()
             lists_s = time.monotonic() - returned
             remarks.append(f"{how} {seconds} s: +{growth:.0f} MB, ready {ready_s:.1f} s, lists {lists_s:.1f} s after")
-            print(remarks[-1])
             assert growth < MOST_GROWTH_MB
             assert lists_s < RECOVERY_S
             traffic.flow()

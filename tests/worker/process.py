@@ -42,6 +42,7 @@ class Stage:
         self, broker: Broker, bundle: Path, logs: Path, unique: Callable[[str], str], partitions: int = 4
     ) -> None:
         self.broker = broker
+        self.bootstrap = broker.bootstrap  # for the workers
         self.bundle = bundle
         self.logs = logs
         self.group = unique("group")
@@ -145,7 +146,7 @@ class WorkerProcess:
     def __init__(self, stage: Stage, number: int, flags: Sequence[str]) -> None:
         self.port = free_port()
         self.log = stage.logs / f"worker-{number}.log"
-        arguments = ["--bundle", str(stage.bundle), "--bootstrap", stage.broker.bootstrap, "--group", stage.group]
+        arguments = ["--bundle", str(stage.bundle), "--bootstrap", stage.bootstrap, "--group", stage.group]
         arguments += ["--http-port", str(self.port), "--http-host", "127.0.0.1"]
         arguments += stage.flags
         arguments += ["--session-timeout-s", "6", "--delivery-timeout-s", "3", *flags]

@@ -60,6 +60,27 @@ class World:
                 return
         raise AssertionError(f"not settled after {most_steps} steps")
 
+    def finish(self, *pipelines: Pipeline, most_steps: int = 1000) -> None:
+        """Step these workers in turns until all is folded, listed, acknowledged and on the changelog."""
+        pipelines = pipelines or (self.pipeline,)
+        quiet = 0  # steps; after the first, the last checkpoint may still be under way
+        for _ in range(most_steps):
+            for pipeline in pipelines:
+                pipeline.step(0)
+            owned = [one for pipeline in pipelines for one in pipeline.owned.values()]
+            ends = {number: len(events) for number, events in enumerate(self.log.events)}
+            written = {one.state.number: one.written for one in owned} == ends
+            busy = any(one.restoring or one.state.changed or one.state.owed() for one in owned)
+            quiet = quiet + 1 if written and not busy and not any(one.marked for one in pipelines) else 0
+            if quiet == 2:
+                return
+        raise AssertionError(f"not finished after {most_steps} steps")
+
+    def expel(self, transport: MemoryTransport) -> None:
+        """The group gives a silent worker's partitions to others; it hears of that when it asks."""
+        self.log.members.remove(transport)
+        self.log.rebalance()
+
     def lists(self) -> list[TopK]:
         """All lists ever published."""
         return [decode_list(record.value) for record in self.log.topics[Topic.RECOMMENDATIONS] if record.value]

@@ -1,0 +1,61 @@
+"""Topics that somebody deletes under running workers."""
+
+import time
+
+import pytest
+from kafka import KafkaAdminClient
+
+from stream_worker.settings import TopicsSettings
+from stream_worker.topics import check_topics
+from tests.chaos.arena import LONG, SETTLE_S, Arena
+from tests.worker.process import WorkerProcess, wait_for
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(3600 if LONG else 175)]
+
+
+def delete(arena: Arena, topic: str) -> None:
+    """Delete a topic, and wait until the broker says so."""
+    admin = KafkaAdminClient(bootstrap_servers=arena.broker.bootstrap)
+    try:
+        admin.delete_topics([arena.names[topic]])
+        wait_for("deleted", lambda: arena.names[topic] not in admin.list_topics())
+    finally:
+        admin.close()
+
+
+def create(arena: Arena) -> None:
+    """Make what is missing."""
+    names = dict(arena.names)
+    check_topics(TopicsSettings(bootstrap=arena.broker.bootstrap, create=True, partitions=arena.partitions, **names))
+
+
+def last_words(worker: WorkerProcess) -> str:
+    """The last line of its log."""
+    return worker.log.read_text().strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("topic", ["events_topic", "recommendations_topic", "state_topic"])
+def test_a_topic_deleted_under_a_worker_is_named_and_stops_nothing(arena: Arena, topic: str) -> None:
+    worker = arena.worker()
+    arena.send([("u1", "i1"), ("u2", "i2")])
+    arena.expect_lists()
+    delete(arena, topic)
+    wait_for("not ready", lambda: worker.get("/readyz") == (503, f"the broker has no topic {arena.names[topic]}\n"))
+    assert worker.metric("topics_missing") == 1
+    assert "topics --create" in worker.log.read_text()
+    assert worker.get("/livez")[0] == 200
+    time.sleep(3)
+    assert worker.process.poll() is None
+
+
+def test_an_events_topic_made_anew_is_refused_by_the_running_worker_and_by_the_next(arena: Arena) -> None:
+    worker = arena.worker()
+    arena.send([(f"u{number}", "i1") for number in range(20)])
+    arena.expect_lists()
+    arena.close_producer()
+    delete(arena, "events_topic")
+    create(arena)
+    for one in (worker, arena.worker(ready=False)):
+        assert one.process.wait(SETTLE_S) == 4
+        assert "deleted and made anew" in last_words(one)
+        assert "name a new --state-topic" in last_words(one)
