@@ -19,8 +19,8 @@ OFF = "off"
 OFTEN_S, SELDOM_S = 1.0, 5.0
 THROUGHPUT_OFTEN_BAR, THROUGHPUT_SELDOM_BAR, P99_BAR = 0.8, 0.9, 1.5
 SIZE = Size(backlog=300_000)
-SMOKE = Size(users=200, fill_each=3, warm_up=300, backlog=1500, rate=100, paced_s=1, paced_warm_up_s=0.2, repeats=1)
-SMOKE_SHORTER = 5  # the intervals of a smoke run, by this factor
+SMOKE = Size(users=200, fill_each=3, warm_up=300, backlog=1500, rate=100, paced_s=0.6, paced_warm_up_s=0.1, repeats=1)
+SMOKE_SHORTER = 10  # the intervals of a smoke run, by this factor
 
 
 def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,36 +61,19 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
         topic_id = admin.topic_id(here.topic(EVENTS))
         states.write(here.bootstrap, here.topic(STATE), load.states(length_B), load.actions, topic_id, next_offset=0)
 
-        def turn(name: str, state: str) -> dict[str, float]:
+        def turn(name: str, state: str, code: Path = ROOT) -> dict[str, float]:
             topics.append(here.topic(name))
             admin.create([here.topic(name)])
-            return _restore(worker(here, bundle, name, state=state))
+            return _restore(worker(here, bundle, name, code, state=state))
 
+        codes = {"worker": ROOT} | ({"beside": options.beside} if options.beside else {})
         empty = turn("empty", NO_STATE)
-        turns: dict[str, list[dict[str, float]]] = {"worker": [], "reader": []}
+        turns: dict[str, list[dict[str, float]]] = {name: [] for name in (*codes, "reader")}
         for repeat in range(size.repeats):
             say(f"repeat {repeat + 1} of {size.repeats}")
-            found = turn(f"worker-{repeat}", STATE)
-            if found["users"] != size.users:
-                raise BenchmarkError(f"{found['users']:,.0f} users were restored of {size.users:,}")
-            turns["worker"].append(
-                {
-                    "records_per_s": size.users / found["seconds"],
-                    "seconds": found["seconds"],
-                    "cpu_us_per_record": (found["cpu_s"] - empty["cpu_s"]) / size.users * 1e6,
-                    "rss_bytes_per_user": (found["rss_mib"] - empty["rss_mib"]) * 2**20 / size.users,
-                    "rss_mib": found["rss_mib"],
-                    "peak_rss_mib": found["peak_rss_mib"],
-                }
-            )
-            read = _read(here)
-            turns["reader"].append(
-                {
-                    "records_per_s": read["records"] / read["seconds"],
-                    "seconds": read["seconds"],
-                    "cpu_us_per_record": read["cpu_s"] / read["records"] * 1e6,
-                }
-            )
+            for name, code in codes.items():
+                turns[name].append(_beyond(empty, turn(f"{name}-{repeat}", STATE, code), size.users))
+            turns["reader"].append(_read(here))
         admin.delete([*topics, *state_topics])
         admin.close()
     found_figures = {name: figures.medians(each) for name, each in turns.items()}
@@ -103,6 +87,11 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
                 found_figures, "records_per_s", "worker", "reader", at_least=RECORDS_BAR
             ),
             "cpu_vs_reader": figures.ratio(found_figures, "cpu_us_per_record", "worker", "reader"),
+        }
+        | {
+            f"{name}_vs_beside": figures.ratio(found_figures, figure, "worker", "beside")
+            for name, figure in (("records", "records_per_s"), ("cpu", "cpu_us_per_record"))
+            if "beside" in codes
         },
     }
 
@@ -124,14 +113,32 @@ def _restore(contender: Contender) -> dict[str, float]:
         contender.kill()
 
 
+def _beyond(empty: Mapping[str, float], found: Mapping[str, float], users: int) -> dict[str, float]:
+    """The figures of a restore of so many users, beside that of none."""
+    if found["users"] != users:
+        raise BenchmarkError(f"{found['users']:,.0f} users were restored of {users:,}")
+    return {
+        "records_per_s": users / found["seconds"],
+        "seconds": found["seconds"],
+        "cpu_us_per_record": (found["cpu_s"] - empty["cpu_s"]) / users * 1e6,
+        "rss_bytes_per_user": (found["rss_mib"] - empty["rss_mib"]) * 2**20 / users,
+        "rss_mib": found["rss_mib"],
+        "peak_rss_mib": found["peak_rss_mib"],
+    }
+
+
 def _read(here: Place) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.reader"]
     command += ["--bootstrap", here.bootstrap, "--state-topic", here.topic(STATE)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=READ_TIMEOUT_S)
     if done.returncode:
         raise BenchmarkError(f"the reader ended with exit code {done.returncode}\n{done.stderr.decode()}")
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    found = json.loads(done.stdout)
+    return {
+        "records_per_s": found["records"] / found["seconds"],
+        "seconds": found["seconds"],
+        "cpu_us_per_record": found["cpu_s"] / found["records"] * 1e6,
+    }
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
@@ -142,7 +149,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
         f"seed {result['seed']}, {load['repeats']} repeats in turns, medians",
         f"memory of a worker without users: {result['empty_worker_rss_mib']:.0f} MiB",
         "",
-        *figures.rows({"worker": result["worker"]}),
+        *figures.rows({name: result[name] for name in ("worker", "beside") if name in result}),
         "",
         *figures.rows({"reader": result["reader"]}),
         "",

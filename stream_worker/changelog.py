@@ -255,8 +255,8 @@ class Loader:
         firsts_N, ends_N = np.repeat(bounds_B, count_B, axis=0).T
         if (firsts_N + places_N >= ends_N).any():
             raise ValueError("an action without a name")
-        found_N: NDArray[np.uint16] = np.array(codes, np.uint16)[firsts_N + places_N]
-        return found_N
+        codes_N: NDArray[np.uint16] = np.array(codes, np.uint16)[firsts_N + places_N]
+        return codes_N
 
 
 def _join(

@@ -1,5 +1,6 @@
 """The life of a worker: startup, main loop, shutdown; signals and readiness."""
 
+import gc
 import signal
 import time
 from collections.abc import Iterator
@@ -79,6 +80,8 @@ class Worker:
         self._not_ready = "waiting for the broker"
         while not self._stopping and not self._open_transport():
             self._beat = time.monotonic()
+        gc.collect()
+        gc.freeze()  # modules and model stay; a collection that looks at them stops everything for 20 ms or more
         self._pipeline = Pipeline(self._settings, self._bundle, self._transport, self._metrics)
 
     def main_loop(self) -> None:

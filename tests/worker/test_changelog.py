@@ -48,7 +48,7 @@ def stored(state: Partition, actions: Actions) -> list[Stored]:
 def plain(state: Partition, actions: Actions) -> dict[str, tuple[object, ...]]:
     """Everything exact about every user, codes as names."""
     users = [user for user in state.users if user is not None]
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     for user in users:
         row = state.row(user)
         assert row is not None
