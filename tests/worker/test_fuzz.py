@@ -226,7 +226,7 @@ def test_random_payloads_crash_nothing_and_each_is_counted_once(popularity: Bund
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     total = world.metrics.total
-    folded = total("events") + total("duplicates") + total("forgotten")
+    folded = total("events") + total("duplicates") + total("evicted")
     assert intake.sent == PAYLOADS
     assert folded + total("rejected") == PAYLOADS
     assert total("rejected") == intake.rejected
