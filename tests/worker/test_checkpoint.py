@@ -67,6 +67,7 @@ def test_a_crash_in_any_verb_loses_and_doubles_nothing(crashing: CrashingBundle,
             world.restart()
         world.finish()
         traffic.check()
+        traffic.check_lists()
         traffic.check_durable()
 
 

@@ -108,16 +108,20 @@ class Machine(RuleBasedStateMachine):
     def hold_published(self, place: int, held: bool) -> None:
         transport = self._member(place).transport
         transport.hold_published = held
-        if not held:
-            transport.release()
 
-    @rule(place=workers, count=few)
-    def fail_published(self, place: int, count: int) -> None:
-        self._member(place).transport.fail_next = count
+    @rule(place=workers, failures=st.integers(0, 3))
+    def release(self, place: int, failures: int) -> None:
+        transport = self._member(place).transport
+        transport.fail_next = failures
+        transport.release()
 
     @rule(place=workers, away=st.booleans())
     def go_away(self, place: int, away: bool) -> None:
         self._member(place).transport.away = away
+
+    @rule(place=workers, stalled=st.booleans())
+    def stall(self, place: int, stalled: bool) -> None:
+        self._member(place).transport.stalled = stalled
 
     @rule(place=workers, call=st.sampled_from(CALLS), count=few)
     def arm(self, place: int, call: str, count: int) -> None:
@@ -175,6 +179,7 @@ class Machine(RuleBasedStateMachine):
             pipeline.drain(5)
         self._world.finish(*pipelines)
         self._traffic.check(*pipelines)
+        self._traffic.check_lists()
         self._traffic.check_durable()
 
     def _member(self, place: int) -> Member:
@@ -188,7 +193,8 @@ class Machine(RuleBasedStateMachine):
 
     def _heal(self, transport: MemoryTransport) -> None:
         transport.fail_checkpoints = None
-        transport.lose_answers = transport.delay_checkpoints = transport.hold_published = transport.away = False
+        transport.lose_answers = transport.delay_checkpoints = False
+        transport.hold_published = transport.away = transport.stalled = False
         transport.fail_next = 0
         transport.release()
 

@@ -49,6 +49,19 @@ def steps(pipeline: Pipeline, count: int) -> None:
         pipeline.step(0)
 
 
+def take_over(world: World) -> Pipeline:
+    """Another worker joins and serves its partition to the end."""
+
+    def served(number: int) -> bool:
+        one = other.owned[number]
+        return one.written == len(world.log.events[number]) and not one.state.owed()
+
+    _, other, _ = world.worker()
+    while not other.owned or not all(map(served, other.owned)):
+        other.step(0)
+    return other
+
+
 # -- where a state begins --------------------------------------------------------------------------------------------
 
 
@@ -319,6 +332,27 @@ def test_a_rebalance_in_the_middle_of_a_restore(popularity: Bundle, seed: int) -
     traffic.check_durable()
 
 
+def test_what_is_in_flight_for_a_lost_partition_and_fails_is_not_sent_again(popularity: Bundle) -> None:
+    world = World(popularity, partitions=2)
+    world.finish()
+    world.transport.hold_published = True
+    for number in range(2):
+        world.event(f"u{number}", "i1", partition=number)
+        world.log.append(b"{", b"reject", number)
+    steps(world.pipeline, 3)
+    assert world.transport.in_flight == 4
+    other = take_over(world)
+    (lost,) = other.owned
+    steps(world.pipeline, 1)
+    lists, rejects = (len(world.log.topics[topic]) for topic in Topic)
+    world.transport.fail_next = 4
+    world.transport.hold_published = False
+    world.transport.release()
+    world.finish(world.pipeline, other)
+    assert [top.user for top in world.lists()[lists:]] == [f"u{1 - lost}"]
+    assert len(world.log.topics[Topic.REJECTED]) == rejects + 1
+
+
 def test_workers_that_come_and_go_during_restores_lose_and_double_nothing(popularity: Bundle, seed: int) -> None:
     rng = random.Random(seed)
     world = World(popularity, partitions=6, max_poll_records=5, **SHORT)
@@ -403,19 +437,6 @@ def test_after_a_gap_nothing_is_published_before_the_group_has_answered(populari
     assert sorted(published(world), key=str) == sorted([*before, b"u0", b"u1", b"u2", b"u9"], key=str)
     assert world.newest()["u0"].events == 2
     assert world.log.committed == {0: 5}
-
-
-def take_over(world: World) -> Pipeline:
-    """Another worker joins and serves its partition to the end."""
-
-    def served(number: int) -> bool:
-        one = other.owned[number]
-        return one.written == len(world.log.events[number]) and not one.state.owed()
-
-    _, other, _ = world.worker()
-    while not other.owned or not all(map(served, other.owned)):
-        other.step(0)
-    return other
 
 
 def test_a_list_that_was_made_before_a_gap_is_dropped_with_its_partition(popularity: Bundle) -> None:

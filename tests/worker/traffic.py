@@ -86,6 +86,19 @@ class Traffic:
             name: (user.applied, user.events) for name, user in wanted.items()
         }
 
+    def check_lists(self) -> None:
+        """Assert that each list ever published was true when it was made.
+
+        But of users who were forgotten later: when their events are read again, what was before them is erased already.
+        """
+        for number, records in enumerate(self.told):
+            forgotten = {one["user"]: offset for offset, one in enumerate(records) if one and one["action"] == "forget"}
+            lists = {(top.offset, top.user): top for top in self._world.lists() if top.partition == number}
+            for (offset, name), top in lists.items():
+                if offset > forgotten.get(name, -1):
+                    user = self.users(number, offset + 1)[name]
+                    assert (top.offset, top.events) == (user.applied, user.events)
+
     def check_durable(self) -> None:
         """Assert that the next process finds the same, without reading an event or making a list."""
         lists = len(self._world.log.topics[Topic.RECOMMENDATIONS])
