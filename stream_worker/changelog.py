@@ -23,6 +23,7 @@ POSITION_KEY = b"\0position"  # no user's key: ids have no control characters
 
 # version, events in the history, excluded items, bytes of the action names, `events`, applied, listed, timestamp
 _HEADER = struct.Struct("<BxHHxxI4xqqqq")
+_OFFSETS, _OFFSETS_AT = struct.Struct("<qq"), 24  # applied and listed, in the header
 _ITEM, _TIME, _ACTION = np.dtype("<u8"), np.dtype("<u4"), np.dtype("<u2")
 
 
@@ -125,6 +126,11 @@ def offsets(value: bytes) -> Offsets:
         return Offsets(*_HEADER.unpack_from(value)[-3:])
     except struct.error as error:
         raise ValueError(f"{len(value)} bytes are no state") from error
+
+
+def moved(value: bytes, applied: int, listed: int) -> bytes:
+    """A user's record with other offsets."""
+    return value[:_OFFSETS_AT] + _OFFSETS.pack(applied, listed) + value[_OFFSETS_AT + _OFFSETS.size :]
 
 
 class Loader:
