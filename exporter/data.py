@@ -9,16 +9,12 @@ from pathlib import Path
 
 import polars as pl
 
+from stream_worker.columns import DEFAULT_ACTION, absent, bad, id_text, raw_events, wrongs
 from stream_worker.errors import DataError
-from stream_worker.messages import EARLIEST_MS, LATEST_MS, MAX_ACTION_BYTES, MAX_ID_BYTES, RESERVED_USER
 
-DEFAULT_ACTION = "view"
 KNOWN_ACTIONS = ("view", "click", "cart", "purchase", "like")
 NEGATIVE_ACTIONS = frozenset({"dislike", "hide"})  # they exclude an item; they never predict the next one
 MAX_ACTIONS = 255
-
-# Numbers below are epoch seconds, above are milliseconds: 1e11 s is the year 5138, 1e11 ms is 1973.
-MILLISECONDS_FROM = 1e11
 
 
 @dataclass(frozen=True)
@@ -96,17 +92,8 @@ def load_events(path: Path, columns: Columns, wanted: Sequence[str] | None = Non
         names["action"] = columns.action
     elif columns.action != Columns.action:
         raise DataError(_missing(path, table, "action", columns.action))
-    raw = pl.DataFrame(
-        {
-            "user": _text(path, table[names["user"]]),
-            "item": _text(path, table[names["item"]]),
-            "action": _text(path, table[names["action"]])
-            if "action" in names
-            else pl.repeat(None, table.height, dtype=pl.String, eager=True),
-            "has_time": table[names["time"]].cast(pl.String).fill_null("") != "",
-            "time": _milliseconds(path, table[names["time"]]),
-        }
-    )
+    action = table[names["action"]] if "action" in names else None
+    raw = raw_events(path, table[names["user"]], table[names["item"]], table[names["time"]], action)
     events, cleaning = clean(raw, wanted)
     if not cleaning.kept:
         why = "; ".join(f"{count:,} {reason}" for reason, count in cleaning.dropped.items()) or "the file is empty"
@@ -121,21 +108,12 @@ def clean(raw: pl.DataFrame, wanted: Sequence[str] | None = None) -> tuple[pl.Da
         raw: user, item, action (text or null), has_time (bool), time (int64 epoch ms, null where not readable).
         wanted: the items to keep; None keeps all.
     """
-    reasons: list[tuple[str, pl.Expr]] = [
-        ("no user", _absent("user")),
-        ("no item", _absent("item")),
-        ("bad user (over 256 bytes, control characters, or '*')", _bad("user") | (pl.col("user") == RESERVED_USER)),
-        ("bad item (over 256 bytes, or control characters)", _bad("item")),
-        ("bad action (over 64 bytes, or control characters)", _bad("action", MAX_ACTION_BYTES)),
-        ("no time", ~pl.col("has_time")),
-        ("unreadable time", pl.col("time").is_null()),
-        ("time before 1990 or after 2105", ~pl.col("time").is_between(EARLIEST_MS, LATEST_MS, closed="left")),
-    ]
+    reasons = wrongs()
     if wanted is not None:
         reasons.append(("item not in the items file", ~pl.col("item").is_in(list(wanted))))
     reason = pl.coalesce(pl.when(wrong).then(pl.lit(text)) for text, wrong in reasons)
     marked = raw.with_columns(
-        pl.when(_absent("action")).then(pl.lit(DEFAULT_ACTION)).otherwise(pl.col("action")).alias("action")
+        pl.when(absent("action")).then(pl.lit(DEFAULT_ACTION)).otherwise(pl.col("action")).alias("action")
     ).with_columns(reason.alias("reason"))
     counts = dict(marked["reason"].drop_nulls().value_counts().iter_rows())
     usable = marked.filter(pl.col("reason").is_null()).select("user", "item", "action", "time")
@@ -176,9 +154,9 @@ def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
     """
     table = read_table(path)
     _require(path, table, {"item": columns.item})
-    item = _text(path, table[columns.item])
+    item = id_text(path, table[columns.item])
     title = (
-        _text(path, table[columns.title]).fill_null("")
+        id_text(path, table[columns.title]).fill_null("")
         if columns.title in table.columns
         else pl.repeat("", table.height, dtype=pl.String, eager=True)
     )
@@ -186,7 +164,7 @@ def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
     rest = [name for name in table.columns if name not in (columns.item, columns.title)]
     if rest:
         items = items.with_columns(table.select(pl.struct(rest).alias("attributes")))
-    named = items.filter(~_absent("item") & ~_bad("item"))
+    named = items.filter(~absent("item") & ~bad("item"))
     kept = named.unique("item", keep="first", maintain_order=True)
     if not kept.height:
         raise DataError(f"{path}: no item is left of {table.height:,} rows. See --item-column.")
@@ -209,61 +187,6 @@ def action_codes(events: pl.DataFrame) -> dict[str, int]:
     if len(names) > MAX_ACTIONS:
         raise DataError(f"events: {len(names)} different actions, at most {MAX_ACTIONS}. Is --action-column right?")
     return {name: code for code, name in enumerate(names, start=1)}
-
-
-def _milliseconds(path: Path, column: pl.Series) -> pl.Series:
-    """Times as int64 epoch ms, null where not readable: dates, epoch numbers, or text of either."""
-    if column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):
-        return column.cast(pl.Datetime("ms")).dt.epoch("ms")
-    if column.dtype.is_numeric():
-        return _from_numbers(column.cast(pl.Float64))
-    if column.dtype == pl.String:
-        return _from_numbers(column.cast(pl.Float64, strict=False)).zip_with(
-            column.cast(pl.Float64, strict=False).is_not_null(), _from_iso(column)
-        )
-    if column.dtype == pl.Null:
-        return column.cast(pl.Int64)
-    raise DataError(f"{path}: column {column.name!r} holds {column.dtype}, not times.")
-
-
-def _from_numbers(column: pl.Series) -> pl.Series:
-    """Epoch seconds or milliseconds, as the middle value of the column tells, to ms."""
-    finite = column.set(~column.is_finite().fill_null(False), None)
-    middle = finite.abs().median()
-    factor = 1 if isinstance(middle, float) and middle >= MILLISECONDS_FROM else 1000
-    return (finite * factor).round().cast(pl.Int64, strict=False)
-
-
-def _from_iso(column: pl.Series) -> pl.Series:
-    """ISO 8601 text to ms: a date, or date and time with or without fraction and offset; UTC where none is given."""
-    text = (
-        column.str.strip_chars()
-        .str.replace(r"^(\d{4}-\d{2}-\d{2})$", "${1}T00:00:00")
-        .str.replace(r"^(\d{4}-\d{2}-\d{2}) ", "${1}T")
-        .str.replace(r"^(.{10}T\d{2}:\d{2})($|[Zz+-])", "${1}:00$2")
-        .str.replace(r"[Zz]$", "+00:00")
-        .str.replace(r"([+-]\d{2})(\d{2})$", "$1:$2")
-        .str.replace(r"^(.{10}T[\d:.]+)$", "${1}+00:00")
-    )
-    return text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="ms", strict=False).dt.epoch("ms")
-
-
-def _text(path: Path, column: pl.Series) -> pl.Series:
-    """A column of ids as text; whole numbers that a missing value has turned to floats lose their .0."""
-    if column.dtype.is_float():
-        whole = (column == column.round()).fill_null(False).all() or bool((column.drop_nulls() % 1 == 0).all())
-        column = column.cast(pl.Int64, strict=False) if whole else column
-    if column.dtype.is_nested() or column.dtype == pl.Binary:
-        raise DataError(f"{path}: column {column.name!r} holds {column.dtype}, not text or numbers.")
-    return column.cast(pl.String)
-
-
-def _absent(name: str) -> pl.Expr:
-    return pl.col(name).is_null() | (pl.col(name) == "")
-
-
-def _bad(name: str, max_bytes: int = MAX_ID_BYTES) -> pl.Expr:
-    return (pl.col(name).str.len_bytes() > max_bytes) | pl.col(name).str.contains(r"\p{Cc}")
 
 
 def _require(path: Path, table: pl.DataFrame, names: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from stream_worker.settings import (
     ForgetSettings,
     KafkaSettings,
     ReplaySettings,
+    SeedSettings,
     Settings,
     StateSettings,
     TopicsSettings,
@@ -29,12 +30,17 @@ def settings_table() -> str:
     """A section a command, a row a flag."""
     sections = [
         ("Every command", KafkaSettings, set()),
-        ("`stream-worker run`, `replay` and `forget`: the events", EventSettings, set(KafkaSettings.model_fields)),
-        ("`stream-worker run` and `replay`: the state", StateSettings, set(EventSettings.model_fields)),
+        (
+            "`stream-worker run`, `replay`, `forget` and `seed`: the events",
+            EventSettings,
+            set(KafkaSettings.model_fields),
+        ),
+        ("`stream-worker run`, `replay` and `seed`: the state", StateSettings, set(EventSettings.model_fields)),
         ("`stream-worker run` and `replay`: the rest", Settings, set(StateSettings.model_fields)),
         ("`stream-worker replay`", ReplaySettings, set(Settings.model_fields)),
         ("`stream-worker topics`", TopicsSettings, set(KafkaSettings.model_fields)),
         ("`stream-worker forget USER`", ForgetSettings, {*EventSettings.model_fields, "user"}),
+        ("`stream-worker seed`", SeedSettings, set(StateSettings.model_fields)),
         ("`exporter train`", TrainSettings, set[str]()),
     ]
     return "\n".join(f"## {title}\n\n{_rows(cls, leave_out)}" for title, cls, leave_out in sections)

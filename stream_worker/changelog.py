@@ -159,6 +159,13 @@ def _cut(values_N: NDArray[Any], count_B: NDArray[Any]) -> Iterator[bytes]:
     return (data[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
 
+def moved(value: bytes, applied: int, listed: int) -> bytes:
+    """A user's record with other offsets."""
+    header_B = np.frombuffer(value, _HEADER, 1).copy()
+    header_B["applied"], header_B["listed"] = applied, listed
+    return header_B.tobytes() + value[_HEADER.itemsize :]
+
+
 class Loader:
     """Writes records of the changelog into a partition.
 

@@ -15,6 +15,7 @@ from stream_worker.settings import (
     ForgetSettings,
     KafkaSettings,
     ReplaySettings,
+    SeedSettings,
     Settings,
     TopicsSettings,
     parse_arguments,
@@ -88,11 +89,23 @@ def forget(argv: Sequence[str]) -> None:
             print(line, flush=True)
 
 
+def seed(argv: Sequence[str]) -> None:
+    """Fill a new state topic, from Parquet files or from another state topic."""
+    settings = _settings(SeedSettings, argv, "seed")
+    from stream_worker.seed import seed_events, seed_topic
+    from stream_worker.transports.kafka_offline import KafkaOffline
+
+    with KafkaOffline(settings) as kafka:
+        for line in (seed_events if settings.events else seed_topic)(settings, kafka):
+            print(line, flush=True)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": run,
     "replay": replay,
     "topics": topics,
     "forget": forget,
+    "seed": seed,
 }
 
 
@@ -120,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _settings(cls: type[T], argv: Sequence[str], command: str) -> T:
-    refuse_unknown_variables([Settings, ReplaySettings, TopicsSettings, ForgetSettings])
+    refuse_unknown_variables([Settings, ReplaySettings, TopicsSettings, ForgetSettings, SeedSettings])
     settings = parse_arguments(cls, argv, f"{PROG} {command}")
     logs.configure(settings.log_level, settings.log_format)
     structlog.get_logger(__name__).debug("settings", **settings.model_dump(mode="json"))

@@ -125,6 +125,11 @@ class Ownership(Mapping[int, Owned]):
         """Its changelog has been read to the end: go on where it ends."""
         assert owned.loader is not None
         number, position = owned.state.number, owned.loader.position
+        if position is None and len(owned.state):
+            raise DataError(
+                f"{self._settings.state_topic}-{number}: has users but no position: a seed was interrupted. "
+                "Delete the topic, make it anew with `stream-worker topics --create`, and seed again."
+            )
         owned.next_offset = self._first(owned.assigned) if position is None else self._next(owned.assigned, position)
         if position is not None:
             owned.written, owned.epoch = position.next_offset, position.epoch

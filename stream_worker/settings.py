@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import DirectoryPath, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from pydantic_settings import SettingsError as ParseError
 
@@ -183,6 +183,52 @@ class ForgetSettings(EventSettings):
     user: CliPositionalArg[str] = Field(description="The user's id, as in the events.")
     verify: bool = Field(False, description="Write nothing: read the topics from their beginning, and print the proof.")
     timeout_s: float = Field(60, gt=0, description="How long to wait for the workers to get there.")
+
+
+class SeedSettings(StateSettings):
+    """Fill a new state topic with histories: from the warehouse's files, or from another state topic."""
+
+    events: list[str] = Field(
+        [], description="Parquet files, directories or patterns, comma-separated: user, item, time, optionally action."
+    )
+    from_topic: str | None = Field(
+        None, description="State topic to take over, for another events topic or another number of partitions."
+    )
+    until: str | None = Field(
+        None,
+        description="Where workers begin to read the events topic: partition:offset of each, such as 0:1200,1:900. "
+        "The histories hold what came before. Default: the first event retained.",
+    )
+    lists: bool = Field(True, description="Every seeded user is owed a list, which the workers make when they start.")
+    epoch: int | None = Field(
+        None,
+        ge=0,
+        description="Lists of a higher one are newer. Default: 0 for files; for --from-topic one above its highest.",
+    )
+    spill_directory: DirectoryPath | None = Field(
+        None, description="Where temporary files go, about 30 bytes an event; default the system's."
+    )
+
+    @field_validator("until")
+    @classmethod
+    def _partitions_and_offsets(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\d+:\d+(,\d+:\d+)*", value):
+            raise ValueError("it should be partition:offset, comma-separated, such as 0:1200,1:900")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.events) == bool(self.from_topic):
+            raise ValueError("name either --events or --from-topic")
+        return self
+
+    @property
+    def until_offsets(self) -> dict[int, int] | None:
+        """`until` by partition."""
+        if self.until is None:
+            return None
+        pairs = (pair.split(":") for pair in self.until.split(","))
+        return {int(number): int(offset) for number, offset in pairs}
 
 
 def parse_arguments(cls: type[S], argv: Sequence[str], prog: str) -> S:

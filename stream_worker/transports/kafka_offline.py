@@ -1,14 +1,20 @@
 """Kafka for the commands that run beside the workers: what topics and groups hold, and records written by hand."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, cast
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import OffsetSpec
-from kafka.errors import GroupIdNotFoundError, KafkaError
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    GroupIdNotFoundError,
+    KafkaError,
+    NotCoordinatorError,
+)
 from kafka.partitioner.default import murmur2
 
 from stream_worker.errors import DataError, TransportError
@@ -23,6 +29,7 @@ READ_RECORDS = 5000
 # Without a record for so long a read is given up: twice what an open transaction of a crashed worker can hold it up.
 SILENCE_S = 30.0
 WRITE_TIMEOUT_S = 60.0
+COORDINATOR_S = 10.0
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -84,19 +91,26 @@ class KafkaOffline:
 
     def positions(self) -> dict[int, int]:
         """Where the group stands on the events topic, by partition; absent where it has committed nothing."""
-        try:
-            found = self._open_admin.list_group_offsets(self._settings.group)[self._settings.group]
-        except GroupIdNotFoundError:
-            return {}
+        found = self._ask_group(self._open_admin.list_group_offsets)
         topic = self._settings.events_topic
         return {one.partition: held.offset for one, held in found.items() if one.topic == topic and held.offset >= 0}
 
     def members(self) -> int:
         """Workers that are in the group now."""
-        try:
-            return len(self._open_admin.describe_groups([self._settings.group])[self._settings.group]["members"])
-        except GroupIdNotFoundError:
-            return 0
+        return len(self._ask_group(self._open_admin.describe_groups).get("members", ()))
+
+    def _ask_group(self, question: Callable[[list[str]], Mapping[str, Any]]) -> Mapping[Any, Any]:
+        """What the group's coordinator says; nothing if there is no such group."""
+        group, deadline = self._settings.group, time.monotonic() + COORDINATOR_S
+        while True:
+            try:
+                return cast(Mapping[Any, Any], question([group])[group])
+            except GroupIdNotFoundError:
+                return {}
+            except (CoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorError):
+                if time.monotonic() > deadline:  # it takes a moment on a cluster that never had a group
+                    raise
+                time.sleep(0.1)
 
     # -- records -------------------------------------------------------------------------------------------------
 
@@ -164,7 +178,7 @@ class StateWriter:
     """Writes to the state topic in transactions, each call one; a context manager.
 
     Args:
-        settings: where, and the group: a second writer of the same group ends the first.
+        settings: where. Of two writers to one topic at once, one fails or both do.
     """
 
     def __init__(self, settings: EventSettings) -> None:
@@ -177,7 +191,7 @@ class StateWriter:
         patient = dict.fromkeys(
             ("transaction_timeout_ms", "max_block_ms", "delivery_timeout_ms", "request_timeout_ms"), timeout_ms
         )
-        options = checkpoint_producer_options(self._settings, f"{self._settings.group}-seed")
+        options = checkpoint_producer_options(self._settings, f"seed-{self._settings.state_topic}")
         try:
             self._producer = KafkaProducer(**{**options, **patient})
             self._producer.init_transactions()
@@ -190,7 +204,8 @@ class StateWriter:
     ) -> None:
         """Disconnect."""
         assert self._producer is not None
-        self._producer.close(timeout=WRITE_TIMEOUT_S if kind is None else 0)
+        with suppress(KafkaError):  # every write was waited for, or has failed with a better reason
+            self._producer.close(timeout=WRITE_TIMEOUT_S if kind is None else 0)
 
     def write(self, changes: Iterable[Change]) -> int:
         """Write these in one transaction. Returns how many.

@@ -103,7 +103,8 @@ class Stage:
     def records(self, topic: str) -> list[Any]:
         """Every record of a topic."""
         consumer = KafkaConsumer(bootstrap_servers=self.broker.bootstrap)
-        partitions = [TopicPartition(self.names[topic], number) for number in range(self.partitions)]
+        name = self.names[topic]
+        partitions = [TopicPartition(name, number) for number in consumer.partitions_for_topic(name)]
         consumer.assign(partitions)
         for partition in partitions:
             consumer.seek(partition, 0)
@@ -115,11 +116,12 @@ class Stage:
         return found
 
     def lists(self) -> dict[str, TopK]:
-        """The newest list of each user, by offset."""
+        """The newest list of each user, by epoch and offset."""
         newest: dict[str, TopK] = {}
         for record in self.records("recommendations_topic"):
             top = decode_list(record.value)
-            if top.user not in newest or top.offset >= newest[top.user].offset:
+            before = newest.get(top.user)
+            if before is None or (top.epoch, top.offset) >= (before.epoch, before.offset):
                 newest[top.user] = top
         return newest
 
