@@ -153,6 +153,8 @@ class Pipeline:
         for owned in dropped:
             self.marked.drop(owned.state.number)
             self._outbox.drop(owned.state)
+        if restored:
+            self._observed_at = -math.inf
         for owned in restored:
             self._erase(owned.state, owned.state.expire_now(), owned.next_offset, "ttl")
             for user, row in owned.state.owed():
@@ -199,15 +201,14 @@ class Pipeline:
         for record, event in decoded:
             if record.offset < owned.folded_offset:  # read again, because not all that it led to had arrived
                 if event.action == FORGET and state.row(event.user) is None:
-                    self._erase(state, [event.user], record.offset, "forget")
+                    self._forget(state, event.user, record.offset)
                 continue
             timestamp = event.time_ms if record.timestamp == NO_TIMESTAMP else record.timestamp
             self._log_time_ms = max(self._log_time_ms, timestamp)
             if timestamp > state.newest and (expired := state.expire(timestamp)):
                 self._erase(state, expired, record.offset, "ttl")
             if event.action == FORGET:
-                state.forget(event.user)
-                self._erase(state, [event.user], record.offset, "forget")
+                self._forget(state, event.user, record.offset)
                 continue
             action, item = actions.code(event.action), item_hash(event.item)
             row, outcome = state.fold(event, item, action, actions.excluding[action], record.offset, timestamp)
@@ -227,6 +228,13 @@ class Pipeline:
                 sum(count for name, count in counts.items() if name not in self._bundle.manifest.actions)
             )
             self._judge.judge(state.listed_items[rows], known)
+
+    def _forget(self, state: Partition, user: str, offset: int) -> None:
+        """The record lies in every partition; one where the user never was must not erase the list of somebody back."""
+        held = state.row(user) is not None
+        state.forget(user)
+        if held or self._transport.home(user.encode()) == state.number:
+            self._erase(state, [user], offset, "forget")
 
     def _erase(self, state: Partition, users: Sequence[str], offset: int, reason: str) -> None:
         """These users are no longer in the state: erase their lists, too."""

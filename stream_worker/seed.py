@@ -27,9 +27,9 @@ from stream_worker.fold import Fold
 from stream_worker.messages import FORGET, Event, item_hash
 from stream_worker.settings import SeedSettings
 from stream_worker.state import Actions, Copy, Partition
-from stream_worker.topics import inspect
+from stream_worker.topics import inspect, partition_of
 from stream_worker.transports.base import Change
-from stream_worker.transports.kafka_offline import KafkaOffline, StateWriter, partition_of
+from stream_worker.transports.kafka_offline import KafkaOffline, StateWriter
 
 if TYPE_CHECKING:
     from stream_worker.warehouse import Warehouse

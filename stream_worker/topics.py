@@ -9,6 +9,7 @@ import kafka.errors
 import structlog
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.partitioner.default import murmur2
 
 from stream_worker.errors import DataError, SettingsError, TransportError
 from stream_worker.settings import KafkaSettings, TopicsSettings
@@ -60,6 +61,11 @@ def specifications(settings: KafkaSettings) -> list[TopicSpec]:
         TopicSpec(settings.state_topic, {"cleanup.policy": "compact"}, compacted=True),
         TopicSpec(settings.rejected_topic, {"cleanup.policy": "delete"}),
     ]
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where Kafka's default partitioner puts a key: that of the client that our own producers use."""
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 def away(settings: KafkaSettings, error: Exception) -> TransportError:

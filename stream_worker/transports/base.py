@@ -181,6 +181,9 @@ class Transport(Protocol):
         At that moment the partitions that `poll` has told us of were ours.
         """
 
+    def home(self, key: bytes) -> int:
+        """The partition that producers put events of this key into."""
+
     def missing_topics(self) -> Sequence[str]:
         """The topics of ours that the log did not have when it was last asked. Does not wait."""
 

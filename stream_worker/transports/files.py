@@ -141,6 +141,10 @@ class FileTransport:
         """See `Transport`."""
         return 0.0
 
+    def home(self, key: bytes) -> int:
+        """See `Transport`."""
+        return 0
+
     def missing_topics(self) -> Sequence[str]:
         """See `Transport`."""
         return ()

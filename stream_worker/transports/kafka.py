@@ -24,7 +24,7 @@ from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from stream_worker.errors import DataError, FencedError, SettingsError
 from stream_worker.settings import Settings
-from stream_worker.topics import away, inspect
+from stream_worker.topics import away, inspect, partition_of
 from stream_worker.transports.base import Assigned, Cause, Change, Delivery, Outcome, Polled, Record, Topic
 from stream_worker.transports.kafka_changelog import ChangelogReader
 from stream_worker.transports.kafka_checkpoint import CheckpointProducer
@@ -251,6 +251,10 @@ class KafkaTransport:
         if heartbeat.last_receive >= heartbeat.last_send:  # answered, and none asked since
             self._contact_at = max(self._contact_at, heartbeat.last_send)
         return time.monotonic() - self._contact_at
+
+    def home(self, key: bytes) -> int:
+        """See `Transport`."""
+        return partition_of(key, self.partitions)
 
     def missing_topics(self) -> Sequence[str]:
         """See `Transport`."""

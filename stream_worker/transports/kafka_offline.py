@@ -15,7 +15,6 @@ from kafka.errors import (
     KafkaError,
     NotCoordinatorError,
 )
-from kafka.partitioner.default import murmur2
 
 from stream_worker.errors import DataError, TransportError
 from stream_worker.settings import EventSettings
@@ -30,11 +29,6 @@ READ_RECORDS = 5000
 SILENCE_S = 30.0
 WRITE_TIMEOUT_S = 60.0
 COORDINATOR_S = 10.0
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Where Kafka's default partitioner puts a key: that of the client that our own producers use."""
-    return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 class KafkaOffline:

@@ -349,3 +349,19 @@ def test_event_to_list_runs_from_the_oldest_event_the_list_is_first_to_cover(pop
     labels = {"catching_up": "false"}
     assert world.metrics.registry.get_sample_value("stream_worker_event_to_list_seconds_sum", labels) == 4.0
     assert world.metrics.registry.get_sample_value("stream_worker_event_to_list_seconds_count", labels) == 1
+
+
+def test_a_forget_in_a_partition_where_the_user_never_was_erases_nobodys_list(sasrec: Bundle) -> None:
+    world = World(sasrec, partitions=2)
+    home = world.transport.home(b"u1")
+    world.event("u1", "i1", partition=home)
+    world.log.append(b'{"user": "u1", "action": "forget"}', b"u1", partition=home)
+    world.settle()
+    world.event("u1", "i2", partition=home, second=1)  # back, before the other partition gets there
+    world.settle()
+    world.log.append(b'{"user": "u1", "action": "forget"}', b"u1", partition=1 - home)
+    world.settle()
+    values = [record.value for record in world.log.topics[Topic.RECOMMENDATIONS]]
+    assert values.count(None) == 1
+    assert values[-1] is not None
+    assert world.metrics.total("evicted") == 1

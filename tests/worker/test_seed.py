@@ -21,7 +21,8 @@ from stream_worker.errors import DataError, SettingsError
 from stream_worker.seed import seed_events, seed_topic
 from stream_worker.settings import SeedSettings
 from stream_worker.state import Actions, Partition
-from stream_worker.transports.kafka_offline import KafkaOffline, StateWriter, partition_of
+from stream_worker.topics import partition_of
+from stream_worker.transports.kafka_offline import KafkaOffline, StateWriter
 from stream_worker.warehouse import Fields, Warehouse
 from tests.worker.oracle import expected, fold_log
 from tests.worker.process import EXCLUDING, Stage, wait_for
