@@ -28,6 +28,7 @@ from stream_worker.topics import away, inspect, partition_of
 from stream_worker.transports.base import Assigned, Cause, Change, Delivery, Outcome, Polled, Record, Topic
 from stream_worker.transports.kafka_changelog import ChangelogReader
 from stream_worker.transports.kafka_checkpoint import CheckpointProducer
+from stream_worker.transports.kafka_mends import GroupMends
 from stream_worker.transports.kafka_producer import REQUEST_TIMEOUT_S, ListProducer
 from stream_worker.transports.kafka_topics import TopicWatch
 
@@ -74,6 +75,7 @@ class KafkaTransport:
         self.partitions = 0
         self.topic_id = ""
         self._consumer: KafkaConsumer | None = None
+        self._mends: GroupMends | None = None
         self._producer: ListProducer | None = None
         self._changelog = ChangelogReader(s)
         self._checkpoints = CheckpointProducer(s)
@@ -96,13 +98,15 @@ class KafkaTransport:
         try:
             self._producer = ListProducer(s)
             self._consumer = KafkaConsumer(**consumer_options(s))
-            # Asking first loads the metadata, without which some joins hang for ever.
+            self._mends = GroupMends(self._consumer)
+            self._consumer.subscribe([s.events_topic], listener=_Listener(self._rebalanced))
+            # Loads the metadata of what is subscribed. A leader that joins without them assigns nothing, or joins again
+            # as soon as they come: then a static member's restart is a rebalance.
             self._consumer.partitions_for_topic(s.events_topic)
         except KafkaConfigurationError as error:
             raise SettingsError(f"broker {s.bootstrap}: {error}.") from error
         except KafkaError as error:
             raise away(s, error) from error
-        self._consumer.subscribe([s.events_topic], listener=_Listener(self._rebalanced))
 
     def poll(self, timeout_s: float, late: Collection[int] = ()) -> Polled:
         """See `Transport`."""
@@ -111,7 +115,8 @@ class KafkaTransport:
             0 if serving else timeout_s, RESTORE_RECORDS_BESIDE if serving else RESTORE_RECORDS
         )
         batches = self._poll_events(0 if states or restored else timeout_s, late)
-        self._mend_join()
+        if self._open_mends.fenced:
+            raise self._fenced()
         revoked = self._drain_rebalances()
         self._changelog.stop(revoked)
         gone = set(revoked)
@@ -130,7 +135,7 @@ class KafkaTransport:
         )
 
     def _poll_events(self, timeout_s: float, late: Collection[int]) -> Mapping[TopicPartition, Sequence[Record]]:
-        if self._silent:
+        if self._open_mends.heartbeat_overdue:
             time.sleep(timeout_s)
             timeout_s = 0
         consumer, most = self._open_consumer, self._settings.max_poll_records
@@ -146,6 +151,7 @@ class KafkaTransport:
         return {one: [*fresh.get(one, ()), *rest.get(one, ())] for one in fresh.keys() | rest.keys()}
 
     def _poll_client(self, timeout_s: float, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
+        self._open_mends.await_join()
         try:
             return self._open_consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)  # type: ignore[no-any-return]
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
@@ -154,26 +160,17 @@ class KafkaTransport:
                 "topic made anew? Else raise its retention above the longest outage."
             ) from error
         except FencedInstanceIdError as error:
-            raise FencedError(
-                f"group instance {self._settings.group_instance_id!r}: another process has joined under this name"
-            ) from error
+            raise self._fenced() from error
         except KafkaError as error:
             if not error.retriable:
                 raise
             log.warning("poll failed, trying again", error=str(error))
             return {}
 
-    @property
-    def _silent(self) -> bool:
-        """Whether a heartbeat is unanswered when the next one is due.
-
-        kafka-python 3.0.12: poll() then does not wait; it goes round and round until its time is over, and each round
-        adds to what the fetch under way will call at its end. A broker that was silent for 20 s cost 200 MB.
-        """
-        coordinator = self._open_consumer._coordinator  # noqa: SLF001 - there is no public way
-        heartbeat = coordinator.heartbeat
-        unanswered = heartbeat.last_receive < heartbeat.last_send
-        return bool(unanswered and coordinator.stable() and coordinator.time_to_next_heartbeat() == 0)
+    def _fenced(self) -> FencedError:
+        return FencedError(
+            f"group instance {self._settings.group_instance_id!r}: another process has joined under this name"
+        )
 
     def seek(self, partition: int, offset: int) -> None:
         """See `Transport`."""
@@ -288,18 +285,13 @@ class KafkaTransport:
         assert self._consumer is not None, "open() comes first"
         return self._consumer
 
+    @property
+    def _open_mends(self) -> GroupMends:
+        assert self._mends is not None, "open() comes first"
+        return self._mends
+
     def _partition(self, number: int) -> TopicPartition:
         return TopicPartition(self._settings.events_topic, number)
-
-    def _mend_join(self) -> None:
-        """Ask again for a join that nobody waits for any more.
-
-        kafka-python 3.0.12: a rejoin because of new metadata, whose first poll gave up half-way, is never awaited
-        again, because the metadata is no longer new. The member stays "rebalancing": records come, commits are
-        refused, and heartbeats stop. While a join is under way the flag is set anyway: setting it does no harm.
-        """
-        if self._open_consumer.group_metadata().state is MemberState.REBALANCING:
-            self._open_consumer._coordinator.request_rejoin()  # noqa: SLF001 - there is no public way
 
     def _rebalanced(self, kind: str, partitions: Sequence[TopicPartition]) -> None:
         """On the client's IO thread: note it, and hold new partitions still until the main thread has looked."""
