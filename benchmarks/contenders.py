@@ -32,7 +32,14 @@ SESSION_TIMEOUT_S = 300  # a contender is stopped still while another is measure
 ROOT = Path(__file__).resolve().parents[1]
 EVENTS, REJECTED = "events", "rejected"  # topics
 CHECKPOINTS = ("checkpoint_seconds_count", "checkpoint_seconds_sum", "checkpoint_users_total")  # of its metrics
-TOTALS = (*CHECKPOINTS, "events_total", "lists_total", "pending_users")  # all that are looked at
+TOTALS = (
+    *CHECKPOINTS,
+    "events_total",
+    "lists_total",
+    "pending_users",
+    "users",
+    "evicted_total",
+)  # all that are looked at
 DEFAULT_INTERVAL_S: float = Settings.model_fields["checkpoint_interval_s"].default
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 

@@ -71,7 +71,7 @@ class Load:
         for items_B, times_B, actions_B in zip(h.items_BH.T, h.times_BH.T, h.actions_BH.T, strict=True):
             rows = zip(state.users, items_B.tolist(), times_B.tolist(), actions_B.tolist(), strict=True)
             for user, item, time_s, action in rows:
-                yield _message(user, names[item], self.actions.names[action], time_s * 1000)
+                yield message(user, names[item], self.actions.names[action], time_s * 1000)
 
     def draw(self, count: int) -> list[Message]:
         """Events of users drawn by popularity."""
@@ -82,7 +82,7 @@ class Load:
         actions = self._draw(self._actions_cdf, len(users)).tolist()
         for user, item, action in zip(users, items, actions, strict=True):
             self._time_ms += 1000
-            yield _message(self._users[user], self._items[item], self.actions.names[action], self._time_ms)
+            yield message(self._users[user], self._items[item], self.actions.names[action], self._time_ms)
 
     def _draw(self, cdf: NDArray[np.float64], count: int) -> NDArray[np.intp]:
         return np.searchsorted(cdf, self._rng.random(count), side="right")
@@ -131,7 +131,8 @@ class Producer:
         self._single.close()
 
 
-def _message(user: str, item: str, action: str, time_ms: int) -> Message:
+def message(user: str, item: str, action: str, time_ms: int) -> Message:
+    """An event as JSON."""
     value = f'{{"user":"{user}","item":"{item}","action":"{action}","time":{time_ms}}}'
     return Message(user.encode(), value.encode())
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kafka.errors import KafkaError
 
-from benchmarks import bars, catch_up, checkpoints, machine, restore
+from benchmarks import bars, catch_up, checkpoints, machine, restore, soak
 from stream_worker.errors import StreamWorkerError
 
 
@@ -30,6 +30,7 @@ BENCHMARKS = {
     "checkpoints": Benchmark(checkpoints.run, checkpoints.table),
     "catch-up": Benchmark(catch_up.run, catch_up.table),
     "restore": Benchmark(restore.run, restore.table),
+    "soak": Benchmark(soak.run, soak.table),
 }
 
 

@@ -52,6 +52,12 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "reader": {"records_per_s", "records", "seconds", "repeats"},
         "bars": {"records_vs_reader"},
     },
+    "soak": {
+        "load": {"events", "bound", "churn", "warm_up", "burst"},
+        "churn": {"events_per_s", "lists", "users", "evicted", "rss_mib", "most_over_least"},
+        "burst": {"users_per_s", "users", "rss_mib", "most_over_least"},
+        "bars": {"churn_rss", "burst_rss"},
+    },
     "restore": {
         "seed": set(),
         "load": {"users", "mean_history", "repeats"},
