@@ -11,10 +11,10 @@ from tests.worker.process import WorkerProcess, wait_for
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(3600 if LONG else 175)]
 
 RECOVERY_S = 20
-NOT_READY_S = 10  # the session timeout of 6 s, and what it takes to look
+NOT_READY_S = 8  # the session timeout of 6 s, and what it takes to look
 MOST_GROWTH_MB = 40
 # How, for how long.
-OUTAGES = [("kill", 5), ("kill", 30), ("pause", 30), ("kill", 300)] if LONG else [("kill", 5), ("pause", 12)]
+OUTAGES = [("kill", 5), ("kill", 30), ("pause", 30), ("kill", 300)] if LONG else [("kill", 5), ("pause", 10)]
 
 
 def resident_mb(worker: WorkerProcess) -> float:

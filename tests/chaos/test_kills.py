@@ -24,7 +24,7 @@ def test_after_kills_at_random_moments_every_state_and_list_is_exact(arena: Aren
         workers = [arena.worker(), arena.worker()]
         for _ in range(kills):
             # Soon after a start in the join or the restore; later while lists and checkpoints go out.
-            time.sleep(rng.choice([rng.uniform(0, 2), rng.uniform(2, 6)]))
+            time.sleep(rng.choice([rng.uniform(0, 1.5), rng.uniform(1.5, sized(4, 6))]))
             place = rng.randrange(2)
             assert workers[place].process.poll() is None, workers[place].log.read_text()
             workers[place].kill()

@@ -65,7 +65,7 @@ def test_workers_that_come_and_go_during_restores_crash_nothing_and_halt_nothing
     with arena.traffic(users=2000, rate=300) as traffic:
         watch = Watch(arena)
         for _ in range(changes):
-            until = time.monotonic() + arena.rng.uniform(0.2, 3.5)
+            until = time.monotonic() + arena.rng.uniform(0.2, sized(2, 4))
             watch.look_until(lambda until=until: time.monotonic() > until)  # type: ignore[misc]
             change(arena, members)
         watch.look_until(lambda: all(worker.ready() for worker in members))
