@@ -1,6 +1,6 @@
 # Every target sets up what it needs; a second run reuses it. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench soak clean
+.PHONY: help install demo test check bench soak chaos clean
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -27,6 +27,9 @@ bench: install ## throughput and latency beside an echo of the same client
 
 soak: install ## memory of a worker whose users churn, and of a state that meets 100 million users; about 20 minutes
 	@exec .venv/bin/python -m benchmarks.run soak
+
+chaos: install ## kill, stall and cut off workers and the broker, at length; prints what was lost, doubled or stale
+	@CHAOS=long exec .venv/bin/python -m pytest tests/chaos -p no:cacheprovider
 
 clean: ## remove what the targets made: .venv, .tools, .cache, .demo, models
 	rm -rf .venv .tools .cache .demo models .mypy_cache .ruff_cache .pytest_cache .hypothesis

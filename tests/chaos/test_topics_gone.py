@@ -1,5 +1,7 @@
 """Topics that somebody deletes under running workers."""
 
+from typing import Any
+
 import pytest
 from kafka import KafkaAdminClient
 
@@ -23,8 +25,8 @@ def delete(arena: Arena, topic: str) -> None:
 
 def create(arena: Arena) -> None:
     """Make what is missing."""
-    names = dict(arena.names)
-    check_topics(TopicsSettings(bootstrap=arena.broker.bootstrap, create=True, partitions=arena.partitions, **names))
+    topics: dict[str, Any] = {"bootstrap": arena.broker.bootstrap, **arena.names}
+    check_topics(TopicsSettings(create=True, partitions=arena.partitions, **topics))
 
 
 def last_words(worker: WorkerProcess) -> str:
