@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -467,13 +468,15 @@ def test_what_waits_for_the_group_to_answer_is_dropped_with_its_partition(popula
     def stall() -> None:
         world.transport.stalled = True
 
+    names = (b"gone%d" % number for number in itertools.count())
+    gone = {world.transport.home(name): name for name in itertools.islice(names, 20)}  # a user of each partition
     world.event("u0", "i2", second=1)
     nap.meanwhile = stall
     steps(world.pipeline, 1)
     for number in range(2):
         world.event(f"u{number}", "i3", partition=number, second=2)
         world.log.append(b"{", b"reject", number)
-        world.log.append(b'{"user": "gone%d", "action": "forget"}' % number, b"gone%d" % number, number)
+        world.log.append(b'{"user": "%s", "action": "forget"}' % gone[number], gone[number], number)
     steps(world.pipeline, 5)
     assert [owned.next_offset for owned in world.pipeline.owned.values()] == [5, 4]
     assert len(published(world)) == 2
@@ -488,7 +491,7 @@ def test_what_waits_for_the_group_to_answer_is_dropped_with_its_partition(popula
     assert dict(world.log.topics[Topic.REJECTED][-1].headers)["__connect.errors.partition"] == b"%d" % kept
     assert {record.key for record in world.log.topics[Topic.RECOMMENDATIONS][-2:]} == {
         b"u%d" % kept,
-        b"gone%d" % kept,
+        gone[kept],
     }
     world.finish(world.pipeline, other)
     assert world.log.committed == {0: 5, 1: 4}
