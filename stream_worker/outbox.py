@@ -1,5 +1,6 @@
 """What was handed to the transport and is not acknowledged, and what must therefore be made or sent again."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -68,12 +69,14 @@ class Outbox:
 
     def send(self, sent: Sent) -> None:
         """Publish, and remember."""
+        # Before the lease is looked at: whenever we are stopped after this line, the record is old when we wake.
+        timestamp_ms = int(time.time() * 1000)
         if not self._lease.valid:
             (self._unsent if sent.mark else self._resend).append(sent)
             return
         self._outstanding.add(sent)
         self.nbytes += sent.nbytes
-        self._transport.publish(sent.topic, sent.key, sent.value, sent, sent.headers)
+        self._transport.publish(sent.topic, sent.key, sent.value, sent, sent.headers, timestamp_ms)
 
     def resend(self) -> None:
         """Publish again what failed and is no list."""

@@ -18,7 +18,9 @@ log = structlog.get_logger(__name__)
 
 TIMEOUT_MS = 10_000
 OLDEST_CLIENT = (3, 0, 12)
-MAX_LIST_AGE_MS = 5000  # below the least session timeout that a broker allows (6 s by default)
+# Below three quarters of the least session timeout that a broker allows (6 s by default): a worker that is stopped just
+# before a heartbeat is thrown out so soon, and nothing that it had handed over may come after that.
+MAX_LIST_AGE_MS = 4000
 
 
 @dataclass(frozen=True)

@@ -140,10 +140,12 @@ class Transport(Protocol):
         value: bytes | None,
         token: Any,
         headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
     ) -> None:
         """Hand a record over; `deliveries` will bring the token back exactly once. Does not wait for the log.
 
-        Records of one key arrive in the order of the calls, but a failed one may be missing.
+        Records of one key arrive in the order of the calls, but a failed one may be missing. `timestamp_ms` becomes the
+        record's Kafka timestamp, None the time of the call; the log may refuse a record that is too old when it comes.
         """
 
     def deliveries(self) -> Sequence[Delivery]:

@@ -97,6 +97,7 @@ class FileTransport:
         value: bytes | None,
         token: Any,
         headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
     ) -> None:
         """See `Transport`; a rejected event is written with its reasons, an erased user's list as null."""
         if topic is Topic.REJECTED:

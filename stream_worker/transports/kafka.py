@@ -198,10 +198,11 @@ class KafkaTransport:
         value: bytes | None,
         token: Any,
         headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
     ) -> None:
         """See `Transport`."""
         assert self._producer is not None
-        self._producer.send(self._topics[topic], key, value, token, list(headers))
+        self._producer.send(self._topics[topic], key, value, token, list(headers), timestamp_ms)
 
     def deliveries(self) -> Sequence[Delivery]:
         """See `Transport`."""

@@ -54,7 +54,13 @@ class ListProducer:
         return KafkaProducer(**producer_options(self._settings), bootstrap_timeout_ms=int(timeout_s * 1000))
 
     def send(
-        self, topic: str, key: bytes | None, value: bytes | None, token: Any, headers: list[tuple[str, bytes]]
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        token: Any,
+        headers: list[tuple[str, bytes]],
+        timestamp_ms: int | None = None,
     ) -> None:
         """Publish; `deliveries` brings the token back exactly once."""
         self.in_flight += 1
@@ -62,7 +68,7 @@ class ListProducer:
             self._done.append(Delivery(token, True, time.time()))
             return
         try:
-            future = self._client.send(topic, value, key, headers)
+            future = self._client.send(topic, value, key, headers, timestamp_ms=timestamp_ms)
         except KafkaError as error:
             self._failed(token, error)
         else:

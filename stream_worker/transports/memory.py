@@ -194,10 +194,12 @@ class MemoryTransport:
         value: bytes | None,
         token: Any,
         headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
     ) -> None:
         """See `Transport`; written at once unless held."""
         self._script("publish")
-        record = MemoryRecord(-1, int(self._log.now() * 1000), key, value, tuple(headers))
+        timestamp = int(self._log.now() * 1000) if timestamp_ms is None else timestamp_ms
+        record = MemoryRecord(-1, timestamp, key, value, tuple(headers))
         self._held.append((topic, record, token))
         if not self.hold_published:
             self.release()
