@@ -29,10 +29,19 @@ def free_ports() -> dict[str, str]:
 
 @pytest.fixture
 def occupied() -> Iterator[int]:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        yield other.getsockname()[1]
+    """A port in use; the next one, which a second worker would take, is free."""
+    while True:
+        with socket.socket() as other, socket.socket() as following:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            try:
+                following.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            following.close()
+            yield port
+            return
 
 
 def settings_of(**variables: str) -> DemoSettings:
