@@ -28,7 +28,7 @@ from stream_worker.topics import away, inspect, partition_of
 from stream_worker.transports.base import Assigned, Cause, Change, Delivery, Outcome, Polled, Record, Topic
 from stream_worker.transports.kafka_changelog import ChangelogReader
 from stream_worker.transports.kafka_checkpoint import CheckpointProducer
-from stream_worker.transports.kafka_mends import GroupMends
+from stream_worker.transports.kafka_mends import ConsumerMends
 from stream_worker.transports.kafka_producer import REQUEST_TIMEOUT_S, ListProducer
 from stream_worker.transports.kafka_topics import TopicWatch
 
@@ -75,7 +75,7 @@ class KafkaTransport:
         self.partitions = 0
         self.topic_id = ""
         self._consumer: KafkaConsumer | None = None
-        self._mends: GroupMends | None = None
+        self._mends: ConsumerMends | None = None
         self._producer: ListProducer | None = None
         self._changelog = ChangelogReader(s)
         self._checkpoints = CheckpointProducer(s)
@@ -98,7 +98,7 @@ class KafkaTransport:
         try:
             self._producer = ListProducer(s)
             self._consumer = KafkaConsumer(**consumer_options(s))
-            self._mends = GroupMends(self._consumer)
+            self._mends = ConsumerMends(self._consumer)
             self._consumer.subscribe([s.events_topic], listener=_Listener(self._rebalanced))
             # Loads the metadata of what is subscribed. A leader that joins without them assigns nothing, or joins again
             # as soon as they come: then a static member's restart is a rebalance.
@@ -151,7 +151,7 @@ class KafkaTransport:
         return {one: [*fresh.get(one, ()), *rest.get(one, ())] for one in fresh.keys() | rest.keys()}
 
     def _poll_client(self, timeout_s: float, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
-        self._open_mends.await_join()
+        self._open_mends.before_poll()
         try:
             return self._open_consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)  # type: ignore[no-any-return]
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
@@ -287,7 +287,7 @@ class KafkaTransport:
         return self._consumer
 
     @property
-    def _open_mends(self) -> GroupMends:
+    def _open_mends(self) -> ConsumerMends:
         assert self._mends is not None, "open() comes first"
         return self._mends
 

@@ -1,4 +1,4 @@
-"""What kafka-python 3.0.12 gets wrong in a consumer group, and the mends. All of it is inside the client."""
+"""What kafka-python 3.0.12 gets wrong in a consumer, and the mends. All of it is inside the client."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,13 @@ from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.structs import MemberState
 
 
-class GroupMends:
+class ConsumerMends:
     """To be asked by the main thread, around the polls of one consumer."""
 
     def __init__(self, consumer: KafkaConsumer) -> None:
         self._coordinator = consumer._coordinator  # noqa: SLF001 - there is no public way to anything here
         self._coordinator.__class__ = _Coordinator
+        self._fetcher = consumer._fetcher  # noqa: SLF001
 
     @property
     def heartbeat_overdue(self) -> bool:
@@ -33,8 +34,22 @@ class GroupMends:
             member = self._coordinator.stable() and not self._coordinator.rejoin_needed
             return bool(member and not self._coordinator._heartbeat_enabled)  # noqa: SLF001
 
-    def await_join(self) -> None:
-        """Before a poll: see that a join under way is awaited.
+    def before_poll(self) -> None:
+        """What is to be mended before each poll."""
+        self._await_join()
+        self._unpark()
+
+    def _unpark(self) -> None:
+        """See that records of a partition that was paused are delivered once it is resumed.
+
+        Those that were next in line are parked, and taken back when the line is None; after other partitions' records
+        it is empty instead, for ever. And what is parked is not fetched again: the partition stands still.
+        """
+        if not self._fetcher._next_partition_records:  # noqa: SLF001
+            self._fetcher._next_partition_records = None  # noqa: SLF001
+
+    def _await_join(self) -> None:
+        """See that a join under way is awaited.
 
         If the join was because of new metadata and its first poll gave up half-way, it is not awaited any more, because
         the metadata are no longer new. The member then stays "rebalancing": its commits are refused, its heartbeats
