@@ -41,6 +41,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "load": {"users", "events", "repeats", "touched"},
         "worker": {
             "records_per_s",
+            "cpu_us_per_record",
             "folded_s",
             "listed_s",
             "lists_while_folding",
@@ -49,7 +50,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
             "rss_mib",
             "repeats",
         },
-        "reader": {"records_per_s", "records", "seconds", "repeats"},
+        "reader": {"records_per_s", "records", "seconds", "cpu_s", "repeats"},
         "bars": {"records_vs_reader"},
     },
     "soak": {
