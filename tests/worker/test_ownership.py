@@ -21,7 +21,7 @@ from tests.worker.traffic import Traffic
 from tests.worker.world import START_MS, World
 
 SHORT = {"history_length": 4, "excluded_length": 2, "max_reject_share": 1}
-SESSION_S = 0.2  # a lease that ends after half of it
+SESSION_S = 1.0  # the shortest; a lease ends after half of it
 
 
 def kept(popularity: Bundle, partitions: int = 1) -> World:
@@ -401,9 +401,8 @@ class Nap:
 
 def drowsy(bundle: Bundle, partitions: int = 1) -> tuple[World, Nap]:
     """A world at rest with a user a partition; its worker doubts what it owns after a gap of half of SESSION_S."""
-    world, nap = World(bundle, partitions=partitions), Nap()
-    world.log.now = nap
-    world.settings = world.settings.model_copy(update={"session_timeout_s": SESSION_S})
+    world = World(bundle, partitions=partitions, session_timeout_s=SESSION_S, delivery_timeout_s=SESSION_S / 2)
+    world.log.now = nap = Nap()
     world.restart()
     for number in range(partitions):
         world.event(f"u{number}", "i1", partition=number)
