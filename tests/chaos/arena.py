@@ -43,6 +43,17 @@ class Arena(Stage):
         """Events for so many users, so many a second."""
         return Traffic(self.broker.bootstrap, self.names["events_topic"], self.rng.randrange(2**32), users, rate)
 
+    def two_workers(self, *flags: str) -> list[WorkerProcess]:
+        """Started together, each with half of the partitions."""
+        workers = [self.worker(*flags, ready=False) for _ in range(2)]
+        half = self.partitions // 2
+        wait_for(
+            "half of the partitions each",
+            lambda: all(worker.ready() and worker.partitions() == half for worker in workers),
+            SETTLE_S,
+        )
+        return workers
+
     @property
     def alive(self) -> list[WorkerProcess]:
         """Those that have not ended."""

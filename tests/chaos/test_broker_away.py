@@ -38,7 +38,7 @@ def watch_outage(workers: list[WorkerProcess], seconds: float) -> float:
 
 def test_a_broker_that_dies_or_falls_silent_stops_no_worker_and_loses_nothing(arena: Arena) -> None:
     broker, remarks = arena.broker, []
-    workers = [arena.worker(), arena.worker()]
+    workers = arena.two_workers()
     with arena.traffic(users=2000, rate=400) as traffic:
         for how, seconds in OUTAGES:
             wait_for("two partitions each", lambda: [one.partitions() for one in workers] == [2, 2], SETTLE_S)

@@ -21,7 +21,7 @@ def test_after_kills_at_random_moments_every_state_and_list_is_exact(arena: Aren
     kills = sized(10, 100)
     rng = arena.rng
     with arena.traffic(users=sized(3000, 20_000), rate=sized(700, 1000)) as traffic:
-        workers = [arena.worker(), arena.worker()]
+        workers = arena.two_workers()
         for _ in range(kills):
             # Soon after a start in the join or the restore; later while lists and checkpoints go out.
             time.sleep(rng.choice([rng.uniform(0, 1.5), rng.uniform(1.5, sized(4, 6))]))

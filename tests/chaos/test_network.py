@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(3600 if LONG else 175)]
 
 def test_a_broken_connection_around_the_commit_loses_and_doubles_nothing(arena: Arena, proxy: Proxy) -> None:
     schedules = sized(5, 100)
-    workers = [arena.worker("--checkpoint-interval-s", "0.2") for _ in range(2)]
+    workers = arena.two_workers("--checkpoint-interval-s", "0.2")
     with arena.traffic(users=500, rate=300) as traffic:
         for _ in range(schedules):
             proxy.faults = Faults.draw(arena.rng)

@@ -30,8 +30,7 @@ def stall(arena: Arena, traffic: Traffic, sleeper: WorkerProcess, other: WorkerP
 
 def test_a_worker_that_slept_writes_no_stale_state_and_no_stale_list(arena: Arena) -> None:
     stalls = sized(3, 20)
-    workers = [arena.worker(), arena.worker()]
-    wait_for("two partitions each", lambda: [one.partitions() for one in workers] == [2, 2])
+    workers = arena.two_workers()
     with arena.traffic(users=60, rate=400) as traffic:
         for number in range(stalls):
             sleeper, other = arena.rng.sample(workers, 2)
