@@ -39,6 +39,7 @@ def work(world: World, traffic: Traffic, rng: random.Random) -> None:
         traffic.append(rng, rng.randrange(12))
         world.transport.fail_next = rng.choice([0, 0, 0, 1, 3])
         world.transport.lose_answers = rng.random() < 0.1
+        world.transport.hold_published = rng.random() < 0.3
         world.pipeline.step(0)
 
 
@@ -305,6 +306,23 @@ def test_a_forgotten_user_gets_a_tombstone_on_the_changelog(popularity: Bundle) 
     world.restart()
     world.finish()
     assert set(exact(world.pipeline.owned[0].state, world.pipeline.actions)) == {"u2"}
+
+
+def test_a_user_whose_tombstone_was_not_acknowledged_is_forgotten_again_after_a_crash(popularity: Bundle) -> None:
+    world = World(popularity, partitions=3)
+    traffic = Traffic(world, users=6)
+    for user in range(6):
+        traffic.event(user, 1, "view", 1)
+    world.finish()
+    world.transport.hold_published = True
+    for user in range(6):
+        traffic.forget(user)
+    steps(world, 8)
+    assert all(not len(owned.state) for owned in world.pipeline.owned.values())
+    assert world.log.committed == {0: 2, 1: 2, 2: 2}
+    world.restart()
+    world.finish()
+    traffic.check()
 
 
 def test_a_replayed_forget_does_not_erase_a_user_who_came_back(popularity: Bundle) -> None:

@@ -17,15 +17,16 @@ from tests.worker.crashes import STEPS
 from tests.worker.traffic import ACTIONS, REJECTS, Traffic
 from tests.worker.world import World
 
-EXAMPLES = 3000 if os.environ.get("CHAOS") == "long" else 100
+EXAMPLES = 3000 if os.environ.get("CHAOS") == "long" else 200
 PARTITIONS, MOST_WORKERS = 3, 3
+FAULTS = ("lose_answers", "delay_checkpoints", "hold_published", "away", "stalled")
 CALLS = ("poll", "seek", "publish", *STEPS)
 
 users = st.integers(0, 6)
 items = st.integers(0, 5)
 seconds = st.integers(0, 12)
 workers = st.integers(0, MOST_WORKERS - 1)
-few = st.integers(1, 4)
+few = st.integers(1, 6)
 
 
 @dataclass
@@ -92,22 +93,26 @@ class Machine(RuleBasedStateMachine):
         except (Crash, FencedError):
             self._replace(member)
 
-    @rule(place=workers, cause=st.sampled_from([None, *Cause]))
-    def fail_checkpoints(self, place: int, cause: Cause | None) -> None:
+    @rule(place=workers, cause=st.sampled_from(Cause))
+    def fail_checkpoints(self, place: int, cause: Cause) -> None:
         self._member(place).transport.fail_checkpoints = cause
 
-    @rule(place=workers, lost=st.booleans())
-    def lose_answers(self, place: int, lost: bool) -> None:
-        self._member(place).transport.lose_answers = lost
+    @rule(place=workers, fault=st.sampled_from(FAULTS))
+    def begin_fault(self, place: int, fault: str) -> None:
+        setattr(self._member(place).transport, fault, True)
 
-    @rule(place=workers, delayed=st.booleans())
-    def delay_checkpoints(self, place: int, delayed: bool) -> None:
-        self._member(place).transport.delay_checkpoints = delayed
+    @rule(place=workers)
+    def heal(self, place: int) -> None:
+        self._heal(self._member(place).transport)
 
-    @rule(place=workers, held=st.booleans())
-    def hold_published(self, place: int, held: bool) -> None:
-        transport = self._member(place).transport
-        transport.hold_published = held
+    @rule()
+    def settle(self) -> None:
+        """A good time: all is healed, and all that is left is served."""
+        for member in self._members:
+            self._heal(member.transport)
+        pipelines = [member.pipeline for member in self._members]
+        self._world.finish(*pipelines)
+        self._traffic.check(*pipelines)
 
     @rule(place=workers, failures=st.integers(0, 3))
     def release(self, place: int, failures: int) -> None:
@@ -115,21 +120,15 @@ class Machine(RuleBasedStateMachine):
         transport.fail_next = failures
         transport.release()
 
-    @rule(place=workers, away=st.booleans())
-    def go_away(self, place: int, away: bool) -> None:
-        self._member(place).transport.away = away
-
-    @rule(place=workers, stalled=st.booleans())
-    def stall(self, place: int, stalled: bool) -> None:
-        self._member(place).transport.stalled = stalled
-
     @rule(place=workers, call=st.sampled_from(CALLS), count=few)
     def arm(self, place: int, call: str, count: int) -> None:
         self._member(place).transport.crash_at(call, count)
 
-    @rule(place=workers)
-    def crash(self, place: int) -> None:
+    @rule(place=workers, settle=st.booleans())
+    def crash(self, place: int, settle: bool) -> None:
         self._replace(self._member(place))
+        if settle:  # before what comes next hides what was lost
+            self.settle()
 
     # -- partitions move ---------------------------------------------------------------------------------------------
 
@@ -170,15 +169,7 @@ class Machine(RuleBasedStateMachine):
         """Heal everything, serve all that is left, and compare; then once more from the changelog alone."""
         if not self._members:
             return
-        for member in self._members:
-            self._heal(member.transport)
-            member.transport.crash_at("", 0)
-        pipelines = [member.pipeline for member in self._members]
-        self._world.pipeline = pipelines[0]
-        for pipeline in pipelines:
-            pipeline.drain(5)
-        self._world.finish(*pipelines)
-        self._traffic.check(*pipelines)
+        self.settle()
         self._traffic.check_lists()
         self._traffic.check_durable()
 
@@ -193,15 +184,16 @@ class Machine(RuleBasedStateMachine):
 
     def _heal(self, transport: MemoryTransport) -> None:
         transport.fail_checkpoints = None
-        transport.lose_answers = transport.delay_checkpoints = False
-        transport.hold_published = transport.away = transport.stalled = False
+        for fault in FAULTS:
+            setattr(transport, fault, False)
         transport.fail_next = 0
+        transport.crash_at("", 0)
         transport.release()
 
 
 def test_states_and_lists_are_exact_whatever_happens(popularity: Bundle) -> None:
     machine: Any = lambda: Machine(popularity)  # noqa: E731 - Hypothesis calls it as it would the class
     limits = settings(
-        max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=EXAMPLES, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
     )
     run_state_machine_as_test(machine, settings=limits)

@@ -288,7 +288,7 @@ def test_other_partitions_are_served_while_one_is_restored(popularity: Bundle, s
     assert world.pipeline.problem == "restoring"
     assert world.metrics.registry.get_sample_value("stream_worker_restoring", {"partition": str(long)}) == 1
     assert world.metrics.registry.get_sample_value("stream_worker_restoring", {"partition": str(1 - long)}) == 0
-    assert [top.user for top in world.lists()[lists:]] == [f"u{1 - long}"]
+    assert [top.user for top in world.lists()[lists:]] == [traffic.name(1 - long)]
     assert world.log.committed[1 - long] == 1  # its checkpoints go on, too
     world.finish()
     traffic.check()

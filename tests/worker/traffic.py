@@ -1,6 +1,7 @@
 """Random records of every kind on a world's log, and whether its workers made of them what the oracle makes."""
 
 import random
+import string
 from typing import Any
 
 import msgspec
@@ -20,13 +21,23 @@ class Traffic:
 
     Args:
         world: whose log.
-        users: how many there are; each lives in the partition of its number.
+        users: how many there are; each lives in the partition of its number, and has a name that belongs there.
     """
 
     def __init__(self, world: World, users: int = 9) -> None:
         self._world = world
         self._users = users
         self.told: list[list[dict[str, Any] | None]] = [[] for _ in range(world.log.partitions)]
+        self._numbers: dict[str, int] = {}  # by name
+
+    def name(self, user: int) -> str:
+        """The user's name: `u7`, or `u7` and a letter."""
+        home = self._world.transport.home
+        return next(
+            name
+            for letter in ("", *string.ascii_letters)
+            if home((name := f"u{user}{letter}").encode()) == user % len(self.told)
+        )
 
     def event(self, user: int, item: int, action: str, second: int) -> None:
         """An event `second` seconds into 2026; whether it is late depends on those before."""
@@ -42,12 +53,12 @@ class Traffic:
         event = told[-1 - back % len(told)] if told else None
         if event is not None:
             again: dict[str, Any] = {name: event[name] for name in ("item", "action", "time") if name in event}
-            self._append(int(event["user"][1:]), again)
+            self._append(self._numbers[event["user"]], again)
 
     def reject(self, user: int, value: bytes | None) -> None:
         """A record that is no event."""
         number = user % len(self.told)
-        self._world.log.append(value, f"u{user}".encode(), number, self._now_ms(number))
+        self._world.log.append(value, self.name(user).encode(), number, self._now_ms(number))
         self.told[number].append(None)
 
     def append(self, rng: random.Random, count: int) -> None:
@@ -109,7 +120,8 @@ class Traffic:
         assert len(self._world.log.topics[Topic.RECOMMENDATIONS]) == lists
 
     def _append(self, user: int, fields: dict[str, Any]) -> None:
-        name, number = f"u{user}", user % len(self.told)
+        name, number = self.name(user), user % len(self.told)
+        self._numbers[name] = user
         received = self._now_ms(number)
         event = {"user": name, **fields}
         self._world.log.append(msgspec.json.encode(event), name.encode(), number, received)
