@@ -224,7 +224,7 @@ class Loader:
         if (header_B["version"] != VERSION).any():
             raise ValueError(f"version {header_B['version'].max()}, not {VERSION}")
         length_B, excluded_length_B = header_B["length"].astype(np.int32), header_B["excluded_length"].astype(np.int32)
-        h, e = self._state.items.shape[1], self._state.excluded_items.shape[1]
+        h, e = self._state.items.shape[1], self._state.excluded.items.shape[1]
         if (length_B > h).any() or (excluded_length_B > e).any():
             raise DataError(_lengths(self._where, int(length_B.max()), int(excluded_length_B.max())))
         count_B = length_B + excluded_length_B

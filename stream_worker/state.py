@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_worker.errors import DataError
-from stream_worker.fold import Fold, exclude, insert
+from stream_worker.excluded import NONE, Excluded
+from stream_worker.fold import Fold, insert
 from stream_worker.messages import Event
 
 FIRST_ROWS, CHUNK_ROWS = 256, 4096  # slabs double from the first, and then grow by chunks
@@ -118,14 +119,13 @@ class Partition:
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._capacity = 0
-        h, e, k = history_length, excluded_length, list_length
+        h, k = history_length, list_length
         self.items = np.zeros((0, h), np.uint64)
         self.times = np.zeros((0, h), np.uint32)
         self.actions = np.zeros((0, h), np.uint16)
         self.length = np.zeros(0, np.int32)
-        self.excluded_items = np.zeros((0, e), np.uint64)
-        self.excluded_actions = np.zeros((0, e), np.uint16)
-        self.excluded_length = np.zeros(0, np.int32)
+        self.excluded = Excluded(excluded_length)
+        self.excluded_row = np.zeros(0, np.int32)
         self.events = np.zeros(0, np.int64)  # folded since the user was first seen
         self.applied_offset = np.zeros(0, np.int64)  # last event folded
         self.listed_offset = np.zeros(0, np.int64)  # last event that an acknowledged list covers
@@ -141,15 +141,14 @@ class Partition:
     def _slabs(self) -> tuple[NDArray[Any], ...]:
         return (
             self.items, self.times, self.actions, self.length,
-            self.excluded_items, self.excluded_actions, self.excluded_length,
-            self.events, self.applied_offset, self.listed_offset, self.timestamp,
+            self.excluded_row, self.events, self.applied_offset, self.listed_offset, self.timestamp,
             self.listed_items,
         )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
         """Bytes of the slabs."""
-        return sum(slab.nbytes for slab in self._slabs)
+        return sum(slab.nbytes for slab in self._slabs) + self.excluded.nbytes
 
     def row(self, user: str) -> int | None:
         """The user's row, or None."""
@@ -187,13 +186,7 @@ class Partition:
             return row, outcome
         self.length[row] = length
         if excluding:
-            self.excluded_length[row] = exclude(
-                self.excluded_items[row],
-                self.excluded_actions[row],
-                int(self.excluded_length[row]),
-                item,
-                action,
-            )
+            self.excluded_row[row] = self.excluded.note(int(self.excluded_row[row]), item, action)
         self.events[row] += 1
         self.applied_offset[row] = offset
         self.timestamp[row] = timestamp
@@ -275,8 +268,9 @@ class Partition:
         h = copy.histories
         self.items[rows_B], self.times[rows_B], self.actions[rows_B] = h.items_BH, h.times_BH, h.actions_BH
         self.length[rows_B] = h.length_B
-        self.excluded_items[rows_B], self.excluded_actions[rows_B] = h.excluded_items_BE, h.excluded_actions_BE
-        self.excluded_length[rows_B] = h.excluded_length_B
+        self.excluded_row[rows_B] = self.excluded.replace(
+            self.excluded_row[rows_B], h.excluded_items_BE, h.excluded_actions_BE, h.excluded_length_B
+        )
         self.events[rows_B] = copy.events_B
         self.applied_offset[rows_B], self.listed_offset[rows_B] = copy.applied_offset_B, copy.listed_offset_B
         self.timestamp[rows_B] = copy.timestamp_B
@@ -285,14 +279,15 @@ class Partition:
     def gather(self, rows_B: Sequence[int] | NDArray[Any]) -> Histories:
         """Copies of these users' exact state."""
         rows_B = np.asarray(rows_B, np.intp)
+        excluded_B = self.excluded_row[rows_B]
         return Histories(
             self.items[rows_B],
             self.times[rows_B],
             self.actions[rows_B],
             self.length[rows_B],
-            self.excluded_items[rows_B],
-            self.excluded_actions[rows_B],
-            self.excluded_length[rows_B],
+            self.excluded.items[excluded_B],
+            self.excluded.actions[excluded_B],
+            self.excluded.length[excluded_B],
         )
 
     def _make_room(self) -> None:
@@ -320,12 +315,13 @@ class Partition:
         if row is not None:
             self.users[row] = None
             self.applied_offset[row] = self.listed_offset[row] = self.timestamp[row] = NOBODY
+            self.excluded.release(int(self.excluded_row[row]))
+            self.excluded_row[row] = NONE
             self._free.append(row)
 
     def _add(self, user: str) -> int:
         row = self._claim(user)
-        for slab in (self.length, self.excluded_length, self.events):
-            slab[row] = 0
+        self.length[row] = self.events[row] = 0
         for slab in (self.applied_offset, self.listed_offset):
             slab[row] = NO_OFFSET
         self.listed_items[row] = -1

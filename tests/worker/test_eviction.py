@@ -73,8 +73,9 @@ def test_eviction_is_part_of_the_fold_so_a_crash_changes_nothing(
     for event in log:
         append(world, event)
     while world.pipeline.owned.get(0) is None or world.pipeline.owned[0].next_offset < len(log):
-        if rng.random() < 0.3:
-            world.transport.crash_at(rng.choice(["poll", "publish", "write", "commit", "confirm"]), rng.randrange(1, 6))
+        if crashes < 3 or rng.random() < 0.3:
+            nth = 1 if crashes < 3 else rng.randrange(1, 6)
+            world.transport.crash_at(rng.choice(["poll", "publish", "write", "commit", "confirm"]), nth)
         world.transport.hold_published = rng.random() < 0.3
         world.transport.fail_next = rng.choice([0, 0, 3])
         try:

@@ -96,13 +96,14 @@ def exact(state: Partition, actions: Actions) -> dict[str, dict[str, Any]]:
     for row, user in enumerate(state.users):
         if user is None:
             continue
-        length, excluded = int(state.length[row]), int(state.excluded_length[row])
+        length, copied = int(state.length[row]), state.gather([row])
+        kept = int(copied.excluded_length_B[0])
         users[user] = {
             "history": _triples(state, row, length, actions.names),
             "excluded": [
                 (int(item), actions.names[action])
                 for item, action in zip(
-                    state.excluded_items[row, :excluded], state.excluded_actions[row, :excluded], strict=True
+                    copied.excluded_items_BE[0, :kept], copied.excluded_actions_BE[0, :kept], strict=True
                 )
             ],
             "events": int(state.events[row]),
