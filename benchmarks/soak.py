@@ -17,7 +17,8 @@ from benchmarks.contenders import EVENTS, REJECTED, WorkerContender, place, work
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import FIRST_TIME_MS, Message, Producer, message
 from benchmarks.topics import COMPACTED, Admin
-from stream_worker.messages import Event, item_hash
+from stream_worker.events import Events
+from stream_worker.messages import item_hash
 from stream_worker.state import Actions, Partition
 
 FLAT_BAR = 1.05  # most memory after the warm-up, over least
@@ -122,10 +123,13 @@ def _burst(size: Size) -> dict[str, Any]:
     state, actions = Partition(0, 64, 32, 20, max_users=size.bound), Actions()
     view, item = actions.code("view"), item_hash("item")
     rss_mib, start = [], time.monotonic()
+    events = Events()
     for number in range(size.burst):
-        state.fold(Event(f"user{number:08d}", "item", "view", FIRST_TIME_MS), item, view, False, number, FIRST_TIME_MS)
-        if number % 10_000 == 0:  # as a checkpoint does
-            state.take_changed()
+        events.add(f"user{number:08d}", item, FIRST_TIME_MS // 1000, view, number, FIRST_TIME_MS)
+        if number % 10_000 == 0:
+            state.fold(events, [False])
+            events = Events()
+            state.take_changed()  # as a checkpoint does
             state.evicted.clear()
             if number >= size.burst // 5 and number % (size.burst // 20 // 10_000 * 10_000 or 10_000) == 0:
                 gc.collect()

@@ -3,11 +3,13 @@
 A history is three rows of a slab, oldest event first: `items_H` (xxh3 hashes), `times_H` (whole seconds),
 `actions_H` (interned codes), of which the first `length` are filled. Order: event time, ties by arrival.
 The trainer folds with the same functions, so that offline and online agree.
+Axes: H history kept, C rows of a slab, E events, U users.
 """
 
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 
@@ -67,6 +69,58 @@ def insert(
     times_H[place] = time
     actions_H[place] = action
     return length, outcome
+
+
+def append(
+    items_CH: NDArray[Any],
+    times_CH: NDArray[Any],
+    actions_CH: NDArray[Any],
+    length_C: NDArray[Any],
+    rows_E: NDArray[np.intp],
+    items_E: NDArray[Any],
+    times_E: NDArray[Any],
+    actions_E: NDArray[Any],
+) -> NDArray[np.bool_]:
+    """Insert the events of all users whose events follow one upon the other, each in a later second, as most do.
+
+    That is what `insert` would do one by one, at a fifth of its cost.
+
+    Args:
+        items_CH, times_CH, actions_CH, length_C: slabs with a history a row, changed in place.
+        rows_E: int [E], the user of each event; the events in the order of the log.
+        items_E, times_E, actions_E: the events.
+
+    Returns:
+        bool [E]: whether the event was appended. Of a user either all are or none.
+    """
+    H = items_CH.shape[1]
+    order = np.argsort(rows_E, kind="stable")
+    rows, times = rows_E[order], times_E[order]
+    start_U = np.flatnonzero(np.diff(rows, prepend=-1))
+    count_U = np.diff(start_U, append=len(rows))
+    rows_U = rows[start_U]
+    length_U = length_C[rows_U]
+
+    before = np.roll(times, 1)
+    before[start_U] = times_CH[rows_U, np.maximum(length_U - 1, 0)]
+    later = times > before
+    later[start_U] |= length_U == 0
+    later_U = np.logical_and.reduceat(later, start_U)
+
+    shift_U = np.where(later_U, np.maximum(length_U + count_U - H, 0), 0)
+    shifted_S = np.flatnonzero(shift_U)
+    rows_S = rows_U[shifted_S]
+    source_SH = np.minimum(np.arange(H) + shift_U[shifted_S, None], H - 1)
+    place = np.repeat(length_U - shift_U - start_U, count_U) + np.arange(len(rows))
+    put = np.repeat(later_U, count_U) & (place >= 0)
+    for slab_CH, values_E in ((items_CH, items_E), (times_CH, times_E), (actions_CH, actions_E)):
+        slab_CH[rows_S] = np.take_along_axis(slab_CH[rows_S], source_SH, 1)
+        slab_CH[rows[put], place[put]] = values_E[order[put]]
+    length_C[rows_U[later_U]] = np.minimum(length_U + count_U, H)[later_U]
+
+    appended_E = np.empty(len(rows_E), np.bool_)
+    appended_E[order] = np.repeat(later_U, count_U)
+    return appended_E
 
 
 def exclude(items_E: NDArray[Any], actions_E: NDArray[Any], length: int, item: int, action: int) -> int:

@@ -4,7 +4,7 @@ Children of labels are bound where they are used and kept; `labels()` takes a lo
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -97,12 +97,12 @@ class Metrics:
         self.evicted_for = {reason: self.evicted.labels(reason=reason) for reason in ("room", "ttl", "forget")}
         self._actions: dict[str, Counter] = {}
 
-    def count_folds(self, actions: Mapping[str, int], outcomes: Mapping[Fold, int], coalesced: int) -> None:
+    def count_folds(self, actions: Mapping[str, int], outcomes: Sequence[int], coalesced: int) -> None:
         """Count what became of the events of one partition's poll.
 
         Args:
             actions: events that count, by action.
-            outcomes: all events, by outcome.
+            outcomes: how many events had each outcome of `Fold`.
             coalesced: events whose user was marked already.
         """
         for name, count in actions.items():
@@ -110,8 +110,8 @@ class Metrics:
                 label = name if len(self._actions) < MAX_ACTION_LABELS else "other"
                 self._actions[name] = self.events.labels(action=label)
             self._actions[name].inc(count)
-        self.late.inc(outcomes.get(Fold.LATE, 0) + outcomes.get(Fold.TOO_OLD, 0))
-        self.duplicates.inc(outcomes.get(Fold.DUPLICATE, 0))
+        self.late.inc(outcomes[Fold.LATE] + outcomes[Fold.TOO_OLD])
+        self.duplicates.inc(outcomes[Fold.DUPLICATE])
         self.coalesced.inc(coalesced)
 
     def total(self, name: str) -> int:

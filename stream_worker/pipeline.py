@@ -6,7 +6,6 @@ serves marked users. A list that fails to arrive marks its user again, so the ne
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from stream_worker.batch import NO_ITEM, Feeds, Vocabulary, prepare, slices
 from stream_worker.bundle import Bundle
 from stream_worker.checkpoint import Checkpoints
 from stream_worker.errors import RejectedEventError
+from stream_worker.events import Events
 from stream_worker.fold import Fold
 from stream_worker.judge import Judge
 from stream_worker.marked import Key, Mark, Marked
@@ -192,42 +192,53 @@ class Pipeline:
                 self._note_lag(owned)
 
     def _fold_partition(self, owned: Owned, decoded: Sequence[Decoded]) -> None:
-        state, actions, number = owned.state, self.actions, owned.state.number
-        rows: list[int] = []  # of the events that count
-        items: list[int] = []
-        counts: Counter[str] = Counter()
-        outcomes: Counter[Fold] = Counter()
-        coalesced = 0
+        state, actions = owned.state, self.actions
+        events = Events()
         for record, event in decoded:
             if record.offset < owned.folded_offset:  # read again, because not all that it led to had arrived
                 if event.action == FORGET and state.row(event.user) is None:
                     self._forget(state, event.user, record.offset)
                 continue
             timestamp = event.time_ms if record.timestamp == NO_TIMESTAMP else record.timestamp
-            self._log_time_ms = max(self._log_time_ms, timestamp)
-            if timestamp > state.newest and (expired := state.expire(timestamp)):
-                self._erase(state, expired, record.offset, "ttl")
+            if state.expiry_due(timestamp):
+                events = self._fold_events(owned, events)
+                self._erase(state, state.expire(timestamp), record.offset, "ttl")
+            elif timestamp > state.newest:
+                state.newest = timestamp
             if event.action == FORGET:
+                events = self._fold_events(owned, events)
                 self._forget(state, event.user, record.offset)
                 continue
-            action, item = actions.code(event.action), item_hash(event.item)
-            row, outcome = state.fold(event, item, action, actions.excluding[action], record.offset, timestamp)
-            if state.evicted:
-                self._evict(state)
-            outcomes[outcome] += 1
-            if outcome < Fold.DUPLICATE:
-                counts[event.action] += 1
-                rows.append(row)
-                items.append(item)
-                coalesced += self.marked.mark((number, event.user), timestamp, owned.catching_up)
-        self._metrics.count_folds(counts, outcomes, coalesced)
-        if rows:
-            known = self._bundle.items.rows_of(np.array(items, np.uint64))
+            action = actions.code(event.action)
+            events.add(event.user, item_hash(event.item), event.time_ms // 1000, action, record.offset, timestamp)
+        self._fold_events(owned, events)
+        self._log_time_ms = max(self._log_time_ms, state.newest)
+
+    def _fold_events(self, owned: Owned, events: Events) -> Events:
+        """Fold these, mark their users, judge their lists. Returns a new batch."""
+        if not len(events):
+            return events
+        state, number, names = owned.state, owned.state.number, self.actions.names
+        rows_E, outcomes_E = state.fold(events, self.actions.excluding)
+        if state.evicted:
+            self._evict(state)
+        counted = np.flatnonzero(outcomes_E < Fold.DUPLICATE)
+        coalesced = 0
+        for e in counted.tolist():
+            user = events.users[e]
+            if state.row(user) is not None:  # else evicted again
+                coalesced += self.marked.mark((number, user), events.timestamps[e], owned.catching_up)
+        by_code = np.bincount(np.array(events.actions, np.intp)[counted]).tolist()
+        counts = {names[code]: count for code, count in enumerate(by_code) if count}
+        self._metrics.count_folds(counts, np.bincount(outcomes_E, minlength=len(Fold)).tolist(), coalesced)
+        if len(counted):
+            known = self._bundle.items.rows_of(np.array(events.items, np.uint64)[counted])
             self._metrics.unknown_items.inc(int((known < 0).sum()))
             self._metrics.unknown_actions.inc(
                 sum(count for name, count in counts.items() if name not in self._bundle.manifest.actions)
             )
-            self._judge.judge(state.listed_items[rows], known)
+            self._judge.judge(state.listed_items[rows_E[counted]], known)
+        return Events()
 
     def _forget(self, state: Partition, user: str, offset: int) -> None:
         """The record lies in every partition; one where the user never was must not erase the list of somebody back."""

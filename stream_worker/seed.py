@@ -23,8 +23,9 @@ import numpy as np
 from stream_worker import changelog
 from stream_worker.changelog import POSITION_KEY, Position, decode_position, encode_position, moved, offsets
 from stream_worker.errors import DataError, SettingsError
+from stream_worker.events import Events
 from stream_worker.fold import Fold
-from stream_worker.messages import FORGET, Event, item_hash
+from stream_worker.messages import FORGET, item_hash
 from stream_worker.settings import SeedSettings
 from stream_worker.state import Actions, Copy, Partition
 from stream_worker.topics import inspect, partition_of
@@ -150,22 +151,31 @@ def _fold(
     state = Partition(number, s.history_length, s.excluded_length, 1, s.max_users_per_partition, ttl_ms)
     actions, outcomes = Actions(s.excluding), Counter[str]()
     offset = begin - warehouse.count(number)
+
+    def fold(events: Events) -> Events:
+        _, outcomes_E = state.fold(events, actions.excluding)
+        repeats = int((outcomes_E == Fold.DUPLICATE).sum())
+        outcomes.update({"repeats": repeats, "events": len(events) - repeats, "users evicted": len(state.evicted)})
+        state.evicted.clear()
+        return Events()
+
     for window in warehouse.events(number):
+        events = Events()
         for user, item, action, time_ms in zip(*window, strict=True):
-            if time_ms > state.newest and (expired := state.expire(time_ms)):
-                outcomes["users expired"] += len(expired)
+            if state.expiry_due(time_ms):
+                events = fold(events)
+                outcomes["users expired"] += len(state.expire(time_ms))
                 state.leaving.clear()
+            elif time_ms > state.newest:
+                state.newest = time_ms
             if item is None or action == FORGET:
+                events = fold(events)
                 state.forget(user)
                 outcomes["forgotten"] += 1
             else:
-                code = actions.code(action)
-                event = Event(user, item, action, time_ms)
-                _, outcome = state.fold(event, item_hash(item), code, actions.excluding[code], offset, time_ms)
-                outcomes["repeats" if outcome is Fold.DUPLICATE else "events"] += 1
+                events.add(user, item_hash(item), time_ms // 1000, actions.code(action), offset, time_ms)
             offset += 1
-        outcomes["users evicted"] += len(state.evicted)
-        state.evicted.clear()
+        fold(events)
     return state, actions, outcomes
 
 

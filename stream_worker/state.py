@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_worker.errors import DataError
+from stream_worker.events import Events
 from stream_worker.excluded import NONE, Excluded
-from stream_worker.fold import Fold, insert
-from stream_worker.messages import Event
+from stream_worker.fold import Fold, append, insert
 
 FIRST_ROWS, CHUNK_ROWS = 256, 4096  # slabs double from the first, and then grow by chunks
 MAX_ACTIONS = 65_535
 NO_OFFSET = -1
+FEW_EVENTS = 64  # so many cost less one by one
 NOBODY = 2**62  # offset and timestamp of a row without a user: neither old nor owed anything
 
 
@@ -154,33 +155,73 @@ class Partition:
         """The user's row, or None."""
         return self._rows.get(user)
 
-    def fold(
-        self, event: Event, item: int, action: int, excluding: bool, offset: int, timestamp: int
-    ) -> tuple[int, Fold]:
-        """Fold one event into its user, who is made if new.
+    def fold(self, events: Events, excluding: Sequence[bool]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+        """Fold events into their users, who are made if new.
 
         Args:
-            event: the event; `item` its hash, `action` its code, `excluding` whether that action excludes the item.
-            offset, timestamp: of its record.
+            events: in the order of the log.
+            excluding: by action code, whether it excludes the item.
 
         Returns:
-            The user's row, and what became of the event.
+            The rows that the users had [E], and what became of the events [E], values of `Fold`.
         """
-        row = self._rows.get(event.user)
+        if len(events) < FEW_EVENTS or not self._has_room(events.users):
+            return self._fold_singly(events, excluding, range(len(events)))
+        rows = self._rows
+        rows_E = np.array([rows[user] if user in rows else self._add(user) for user in events.users], np.intp)
+        columns = events.columns()
+        fresh = np.flatnonzero(columns.offsets_E > self.applied_offset[rows_E])
+        outcomes_E = np.full(len(rows_E), Fold.REPLAYED, np.uint8)
+        items_E, times_E, actions_E, offsets_E, timestamps_E = (column[fresh] for column in columns)
+        if len(fresh):
+            appended = append(
+                self.items, self.times, self.actions, self.length, rows_E[fresh], items_E, times_E, actions_E
+            )
+            others = fresh[~appended]
+            rows_A = rows_E[fresh[appended]]
+            self.applied_offset[rows_A] = offsets_E[appended]  # of several for a row the last counts
+            self.timestamp[rows_A] = timestamps_E[appended]
+            np.add.at(self.events, rows_A, 1)
+            excludes = np.array(excluding, np.bool_)[actions_E] & appended
+            for row, item, action in zip(
+                rows_E[fresh[excludes]].tolist(), items_E[excludes].tolist(), actions_E[excludes].tolist(), strict=True
+            ):
+                self.excluded_row[row] = self.excluded.note(int(self.excluded_row[row]), item, action)
+            outcomes_E[fresh[appended]] = Fold.APPENDED
+            self.changed.update([events.users[e] for e in fresh[appended].tolist()])
+            outcomes_E[others] = self._fold_singly(events, excluding, others.tolist())[1]
+        return rows_E, outcomes_E
+
+    def _fold_singly(
+        self, events: Events, excluding: Sequence[bool], which: Sequence[int]
+    ) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+        """See `fold`: those of these numbers, one by one."""
+        rows_E, outcomes_E = np.empty(len(which), np.intp), np.empty(len(which), np.uint8)
+        for place, e in enumerate(which):
+            action = events.actions[e]
+            rows_E[place], outcomes_E[place] = self._fold_one(
+                events.users[e],
+                events.items[e],
+                events.times[e],
+                action,
+                excluding[action],
+                events.offsets[e],
+                events.timestamps[e],
+            )
+        return rows_E, outcomes_E
+
+    def _fold_one(
+        self, user: str, item: int, time: int, action: int, excluding: bool, offset: int, timestamp: int
+    ) -> tuple[int, Fold]:
+        row = self._rows.get(user)
         if row is None:
             if len(self._rows) >= self.max_users:
                 self._make_room()
-            row = self._add(event.user)
+            row = self._add(user)
         elif offset <= self.applied_offset[row]:
             return row, Fold.REPLAYED
         length, outcome = insert(
-            self.items[row],
-            self.times[row],
-            self.actions[row],
-            int(self.length[row]),
-            item,
-            event.time_ms // 1000,
-            action,
+            self.items[row], self.times[row], self.actions[row], int(self.length[row]), item, time, action
         )
         if outcome is Fold.DUPLICATE:
             return row, outcome
@@ -190,8 +231,13 @@ class Partition:
         self.events[row] += 1
         self.applied_offset[row] = offset
         self.timestamp[row] = timestamp
-        self.changed.add(event.user)
+        self.changed.add(user)
         return row, outcome
+
+    def _has_room(self, users: Sequence[str]) -> bool:
+        """Whether nobody must go for them."""
+        most = len(self._rows) + len(users)
+        return most <= self.max_users or len(self._rows.keys() | users) <= self.max_users
 
     def forget(self, user: str) -> None:
         """Erase a user, here and on the changelog."""
@@ -199,17 +245,22 @@ class Partition:
         self._remove(user)
 
     def expire(self, timestamp: int) -> list[str]:
-        """A record of this Kafka timestamp comes: erase the users who have had no event for `ttl_ms`.
+        """A record of this Kafka timestamp comes, and is due: erase the users without an event for `ttl_ms`.
 
-        That is looked at sixteen times a `ttl_ms`, at timestamps that depend on the log alone. The changelog keeps
-        them until they are `erased`, so that a restart does not forget to erase their lists.
+        The changelog keeps them until they are `erased`, so that a restart does not forget to erase their lists.
         """
-        if timestamp <= self.newest:
-            return []
-        before, self.newest = self.newest, timestamp
-        if self.ttl_ms is None or timestamp // (self.ttl_ms // 16) == before // (self.ttl_ms // 16):
-            return []
+        self.newest = timestamp
         return self.expire_now()
+
+    def expiry_due(self, timestamp: int) -> bool:
+        """Whether users may expire with a record of this Kafka timestamp.
+
+        That is so sixteen times a `ttl_ms`, at timestamps that depend on the log alone.
+        """
+        if self.ttl_ms is None or timestamp <= self.newest:
+            return False
+        step = self.ttl_ms // 16
+        return timestamp // step != self.newest // step
 
     def expire_now(self) -> list[str]:
         """See `expire`: those that are due at `newest`."""

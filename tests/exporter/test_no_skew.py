@@ -9,6 +9,7 @@ from exporter.histories import Horizon, Log, feeds_before
 from stream_worker.batch import Vocabulary, prepare
 from stream_worker.messages import Event, item_hash
 from stream_worker.state import Actions, Partition
+from tests.worker.world import fold_one
 
 ITEMS = [f"i{row}" for row in range(20)]
 CODES = {"view": 1, "click": 2, "purchase": 4}
@@ -60,4 +61,4 @@ def test_the_worker_feeds_what_the_evaluation_fed(seed: int) -> None:
             assert set(worker.excluded_items_BX[0]) | {-1} == set(trainer["excluded_items"][0]) | {-1}
         event = Event(user=user, item=item, action=action, time_ms=time)
         code = actions.code(action)
-        partition.fold(event, item_hash(item), code, action in EXCLUDING, number, time)
+        fold_one(partition, event, item_hash(item), code, action in EXCLUDING, number, time)

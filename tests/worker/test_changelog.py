@@ -11,6 +11,7 @@ from stream_worker.changelog import POSITION_KEY, Loader, Position, changes, enc
 from stream_worker.errors import DataError
 from stream_worker.messages import Event
 from stream_worker.state import Actions, Copy, Partition
+from tests.worker.world import fold_one
 
 H, E = 5, 3
 EXCLUDING = frozenset({"purchase"})
@@ -35,7 +36,7 @@ def folded(state: Partition, actions: Actions, events: int, seed: int) -> None:
         event = Event(f"u{rng.integers(40)}", "", name, int(rng.integers(1, 10_000)) * 1000)
         code = actions.code(name)
         item = int(rng.integers(2**64, dtype=np.uint64))
-        state.fold(event, item, code, actions.excluding[code], offset, 1_700_000_000_000 + offset)
+        fold_one(state, event, item, code, actions.excluding[code], offset, 1_700_000_000_000 + offset)
         state.listed(event.user, offset - int(rng.integers(2)))
 
 
@@ -115,7 +116,7 @@ def test_the_record_is_as_the_documentation_says() -> None:
     state, actions = partition(), Actions(EXCLUDING)
     for offset, (name, item) in enumerate([("view", 7), ("click", 8), ("purchase", 9)]):
         code = actions.code(name)
-        state.fold(Event("u1", "", name, (offset + 1) * 1000), item, code, actions.excluding[code], offset + 5, 77)
+        fold_one(state, Event("u1", "", name, (offset + 1) * 1000), item, code, actions.excluding[code], offset + 5, 77)
     state.listed("u1", 6)
     (record,) = stored(state, actions)
     expected = struct.pack("<BxHHxxI4xqqqq", 1, 3, 1, len(b"view\0click\0purchase"), 3, 7, 6, 77)
@@ -157,7 +158,7 @@ def test_what_is_no_state_is_refused_and_named(spoil: object, said: str) -> None
     assert callable(spoil)
     state, actions = partition(), Actions()
     for offset, user in enumerate(("u1", "u2", "u3")):
-        state.fold(Event(user, "", "view", 1000), 7, actions.code("view"), False, offset, 77)
+        fold_one(state, Event(user, "", "view", 1000), 7, actions.code("view"), False, offset, 77)
     records = stored(state, actions)
     bad = records[1]
     assert bad.value is not None
@@ -177,7 +178,7 @@ def test_a_record_of_something_else_is_refused(key: bytes | None, value: bytes) 
 def test_longer_histories_than_are_kept_are_refused_with_what_to_do() -> None:
     state, actions = Partition(0, H + 1, E, 2), Actions()
     for offset in range(H + 1):
-        state.fold(Event("u1", "", "view", offset * 1000), offset, actions.code("view"), False, offset, 77)
+        fold_one(state, Event("u1", "", "view", offset * 1000), offset, actions.code("view"), False, offset, 77)
     with pytest.raises(DataError, match=f"--history-length {H + 1}"):
         Loader(partition(), Actions(), "state-0").load(stored(state, actions))
 

@@ -13,7 +13,7 @@ from stream_worker.state import Actions, Partition
 from stream_worker.transports.base import Topic
 from stream_worker.transports.memory import Crash
 from tests.worker.oracle import expected, fold_log
-from tests.worker.world import START_MS, World, exact
+from tests.worker.world import START_MS, World, exact, fold_one
 
 MINUTE_MS = 60_000
 MOST, TTL_S = 7, 600
@@ -143,7 +143,9 @@ def test_memory_stays_flat_however_many_distinct_users_come() -> None:
 
     def burst(start: int, count: int) -> int:
         for number in range(start, start + count):
-            state.fold(Event(f"user-{number}", "i", "view", START_MS), item_hash("i"), view, False, number, START_MS)
+            fold_one(
+                state, Event(f"user-{number}", "i", "view", START_MS), item_hash("i"), view, False, number, START_MS
+            )
             state.evicted.clear()
             state.changed.clear()
         return state.nbytes

@@ -5,11 +5,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream_worker.events import Events
 from stream_worker.fold import Fold
 from stream_worker.messages import Event, item_hash
-from stream_worker.state import Actions, Partition
+from stream_worker.state import FEW_EVENTS, Actions, Partition
 from tests.worker.oracle import expected, fold_log
-from tests.worker.world import START_MS, exact
+from tests.worker.world import START_MS, exact, fold_one
 
 EXCLUDING = frozenset({"purchase", "hide"})
 
@@ -31,8 +32,46 @@ def fold_all(log: list[dict[str, Any]], history_length: int, excluded_length: in
             continue
         action = actions.code(event["action"])
         one = Event(event["user"], event["item"], event["action"], event["time"])
-        state.fold(one, item_hash(event["item"]), action, actions.excluding[action], offset, START_MS)
+        fold_one(state, one, item_hash(event["item"]), action, actions.excluding[action], offset, START_MS)
     return state, actions
+
+
+def by_column(log: list[dict[str, Any]], actions: Actions) -> Events:
+    events = Events()
+    for offset, one in enumerate(log):
+        code = actions.code(one["action"])
+        events.add(one["user"], item_hash(one["item"]), one["time"] // 1000, code, offset, START_MS + offset)
+    return events
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(events.filter(lambda event: event["action"] != "forget"), min_size=FEW_EVENTS, max_size=90),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.sampled_from([1, 2, 1000]),
+    st.booleans(),
+)
+def test_many_events_at_once_are_folded_as_one_by_one(
+    log: list[dict[str, Any]], history_length: int, excluded_length: int, max_users: int, in_order: bool
+) -> None:
+    if in_order:  # so that most are appended
+        log = [{**event, "time": START_MS + 400 * place} for place, event in enumerate(log)]
+    actions = Actions(EXCLUDING)
+    every, single = (Partition(0, history_length, excluded_length, 5, max_users) for _ in range(2))
+    events = by_column(log, actions)
+    for replayed in (False, True):
+        outcomes: list[int] = []
+        for e in range(len(events)):
+            one = Event(events.users[e], "", "", events.times[e] * 1000)
+            action = events.actions[e]
+            outcomes += fold_one(single, one, events.items[e], action, actions.excluding[action], e, START_MS + e)[1:]
+        rows_E, outcomes_E = every.fold(events, actions.excluding)
+        assert outcomes_E.tolist() == outcomes
+        assert exact(every, actions) == exact(single, actions)
+        assert every.changed == single.changed
+        assert max_users < 1000 or [every.users[row] for row in rows_E] == events.users
+        assert replayed is (not (outcomes_E < Fold.DUPLICATE).any()) or max_users < 3
 
 
 @settings(max_examples=400, deadline=None)
@@ -56,7 +95,7 @@ def test_replaying_the_log_changes_nothing(log: list[dict[str, Any]]) -> None:
         row = state.row(one.user)
         assert row is not None
         applied = int(state.applied_offset[row])
-        _, outcome = state.fold(one, item_hash(one.item), actions.code(one.action), False, offset, START_MS)
+        _, outcome = fold_one(state, one, item_hash(one.item), actions.code(one.action), False, offset, START_MS)
         assert outcome is Fold.REPLAYED or offset > applied  # a duplicate at the end is no applied event
     assert exact(state, actions) == before
 
@@ -66,7 +105,7 @@ def test_what_becomes_of_an_event() -> None:
 
     def fold(item: str, second: int, offset: int) -> Fold:
         event = Event("u", item, "view", START_MS + second * 1000)
-        return state.fold(event, item_hash(item), 0, False, offset, START_MS)[1]
+        return fold_one(state, event, item_hash(item), 0, False, offset, START_MS)[1]
 
     assert fold("i1", 10, 0) is Fold.APPENDED
     assert fold("i1", 10, 1) is Fold.DUPLICATE
@@ -81,14 +120,14 @@ def test_slabs_grow_by_chunks_and_rows_are_reused_clean() -> None:
     state = Partition(0, 4, 2, 5)
     for number in range(10_000):
         event = Event(f"u{number}", "i", "view", START_MS)
-        row, _ = state.fold(event, number, 0, False, number, START_MS)
+        row, _ = fold_one(state, event, number, 0, False, number, START_MS)
         state.listed_items[row] = 3
     assert len(state) == 10_000
     assert len(state.length) == 12_288  # 256, 512 … 4096, and two chunks more
     assert [int(state.items[number, 0]) for number in (0, 4095, 4096, 9999)] == [0, 4095, 4096, 9999]
     freed = state.row("u77")
     state.forget("u77")
-    again, outcome = state.fold(Event("new", "i", "view", START_MS), 1, 0, False, 5, START_MS)
+    again, outcome = fold_one(state, Event("new", "i", "view", START_MS), 1, 0, False, 5, START_MS)
     assert (again, outcome) == (freed, Fold.APPENDED)
     assert state.events[again] == 1
     assert (state.listed_items[again] == -1).all()

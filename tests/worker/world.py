@@ -6,7 +6,9 @@ from typing import Any
 import msgspec
 
 from stream_worker.bundle import Bundle
-from stream_worker.messages import TopK, decode_list
+from stream_worker.events import Events
+from stream_worker.fold import Fold
+from stream_worker.messages import Event, TopK, decode_list
 from stream_worker.metrics import Metrics
 from stream_worker.pipeline import Pipeline
 from stream_worker.settings import Settings
@@ -88,6 +90,16 @@ class World:
     def newest(self) -> dict[str, TopK]:
         """The newest list of each user."""
         return {top.user: top for top in self.lists()}
+
+
+def fold_one(
+    state: Partition, event: Event, item: int, action: int, excluding: bool, offset: int, timestamp: int
+) -> tuple[int, Fold]:
+    """Fold a batch of one; its row, and what became of it."""
+    events = Events()
+    events.add(event.user, item, event.time_ms // 1000, action, offset, timestamp)
+    rows_E, outcomes_E = state.fold(events, [excluding] * (action + 1))
+    return int(rows_E[0]), Fold(outcomes_E[0])
 
 
 def exact(state: Partition, actions: Actions) -> dict[str, dict[str, Any]]:
