@@ -55,10 +55,11 @@ def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH) -> Path:
     import torch
 
     from exporter.export import Serving, write_bundle
+    from exporter.histories import Log
     from exporter.models import Plan, create
 
     torch.manual_seed(0)
-    model = create("sasrec", Plan(torch.ones(count, dtype=torch.int64), length=length, dim=dim)).eval()
+    model = create("sasrec", Plan(count, Log.empty(), length, dim)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -8,12 +8,13 @@ the catalogue lacks it or the user has seen it, is a miss.
 Axes: B users, N items, R ranked events.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from exporter.histories import Feeds, Horizon, Ints, Log, feeds_before
 from exporter.models.base import Recommender, exclude
@@ -64,13 +65,26 @@ def prequential(scorer: Scorer, log: Log, events_R: Ints, horizon: Horizon) -> N
         log: all events up to the last of `events_R`.
         events_R: int64 [R], numbers of events in the log.
     """
-    place_R = log.place_E[events_R]
-    shortest_first = np.argsort(place_R - log.start_E[place_R], kind="stable")
     rank_R = np.empty(len(events_R))
-    for batch in np.split(shortest_first, np.arange(BATCH, len(events_R), BATCH)):
+    for batch in _batches(log, events_R):
         events_B = events_R[batch]
         rank_R[batch] = ranks(scorer(feeds_before(log, events_B, horizon)), log.item_E[events_B])
     return rank_R
+
+
+def histories_before(log: Log, events_R: Ints, horizon: Horizon) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Feeds just before each of these events, and its item, int64 [B]; histories of like length in a batch."""
+    for events_B in _batches(log, events_R):
+        feeds = feeds_before(log, events_R[events_B], horizon)
+        target_B = torch.from_numpy(log.item_E[events_R[events_B]])
+        yield {name: torch.from_numpy(array) for name, array in feeds.items()}, target_B
+
+
+def _batches(log: Log, events_R: Ints) -> list[Ints]:
+    """Places in `events_R`, shortest history first."""
+    place_R = log.place_E[events_R]
+    shortest_first = np.argsort(place_R - log.start_E[place_R], kind="stable")
+    return np.split(shortest_first, np.arange(BATCH, len(events_R), BATCH))
 
 
 def scorer_of(model: Recommender) -> Scorer:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.data import Columns, action_codes, first_test_event, load_events, load_items
-from exporter.evaluation import prequential, report, scorer_of
+from exporter.evaluation import histories_before, prequential, report, scorer_of
 from exporter.export import Serving, write_bundle
 from exporter.histories import Horizon, Log
 from exporter.models import Plan, Recommender, create
@@ -117,21 +117,24 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
     checkpoint = settings.out / f".{settings.model}.checkpoint.pt"
 
     model = _new_model(experiment, settings, experiment.validation)
-    if not list(model.parameters()):
-        return _new_model(experiment, settings, experiment.test)  # it only counts: there is nothing to stop early
-    course = fit(model, training, experiment.validation, _served(settings), recipe, checkpoint, console)
-    console.print(
-        f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
-        f"validation NDCG@10 {course.ndcgs[course.best - 1]:.4f}"
-    )
-    if settings.refit:
-        whole = _new_model(experiment, settings, experiment.test)
-        if refit(whole, training, settings.length, course.best, recipe, console):
-            model = whole
-        else:
-            console.print("refit: out of time; the model of the best epoch is kept, without the validation events")
-    checkpoint.unlink(missing_ok=True)
-    return model
+    epochs = 0
+    if list(model.learner.parameters()):
+        course = fit(model.learner, training, experiment.validation, _served(settings), recipe, checkpoint, console)
+        checkpoint.unlink(missing_ok=True)
+        epochs = course.best
+        console.print(
+            f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
+            f"validation NDCG@10 {course.ndcgs[course.best - 1]:.4f}"
+        )
+    model.tune(list(histories_before(training, np.arange(experiment.validation, len(training)), _served(settings))))
+    if not settings.refit:
+        return model
+    whole = _new_model(experiment, settings, experiment.test)
+    whole.adopt(model)
+    if epochs and not refit(whole.learner, training, settings.length, epochs, recipe, console):
+        console.print("refit: out of time; the model of the best epoch is kept, without the validation events")
+        return model
+    return whole
 
 
 def evaluated(model: Recommender, experiment: Experiment, settings: TrainSettings) -> dict[str, float]:
@@ -163,9 +166,14 @@ def _new_model(experiment: Experiment, settings: TrainSettings, until: int) -> R
 
 def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
     """What a model may know before event `until`."""
-    seen = experiment.log[:until]
-    counts_N = np.bincount(seen.item_E[seen.known_E], minlength=experiment.items.height)
-    return Plan(torch.from_numpy(counts_N), settings.length, settings.dim, settings.dropout)
+    return Plan(
+        experiment.items.height,
+        experiment.log[:until],
+        settings.length,
+        settings.dim,
+        settings.dropout,
+        repeats=not settings.exclude_seen,
+    )
 
 
 def _served(settings: TrainSettings) -> Horizon:

@@ -48,6 +48,12 @@ class Log:
             time_E=events["time"].to_numpy() // 1000 * 1000,
         )
 
+    @classmethod
+    def empty(cls) -> Self:
+        """No events."""
+        none_E = np.empty(0, np.int64)
+        return cls(none_E, none_E, np.empty(0, np.uint8), np.empty(0, np.bool_), none_E)
+
     def __len__(self) -> int:
         """E."""
         return len(self.user_E)

@@ -22,13 +22,16 @@ that a row changed at run time counts; and masks are finite (-1e9, not -inf), by
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from functools import cached_property
+from typing import ClassVar, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from exporter.histories import Log
 from stream_worker import plugins
 from stream_worker.errors import SettingsError
 
@@ -43,16 +46,25 @@ class Plan:
     """What a model is built from.
 
     Attributes:
-        counts_N: int64 [N], events of each item in the training part.
+        items: N.
+        log: the events it may learn from; what is tested lies after them.
         length: L, the newest events of a user that the model looks at.
         dim: D, the size of an item vector.
         dropout: share of activations dropped in training.
+        repeats: whether a list may name items of the user's history.
     """
 
-    counts_N: Tensor
+    items: int
+    log: Log
     length: int = 50
     dim: int = 64
     dropout: float = 0.3
+    repeats: bool = False
+
+    @cached_property
+    def counts_N(self) -> Tensor:
+        """int64 [N], events of each item in the log."""
+        return torch.from_numpy(np.bincount(self.log.item_E[self.log.known_E], minlength=self.items))
 
 
 class Recommender(nn.Module, ABC):
@@ -110,6 +122,22 @@ class Recommender(nn.Module, ABC):
             target_BL: int64 [B, L], the row of the event that followed each column, -1 where there is none.
         """
         raise NotImplementedError(f"{type(self).__name__} has parameters but no loss()")
+
+    @property
+    def learner(self) -> "Recommender":
+        """What is trained by gradient, and validated for early stopping: a part of a blend, else the model itself."""
+        return self
+
+    def tune(self, validation: Iterable[tuple[Tensors, Tensor]]) -> None:
+        """Fit what validation decides, such as the weights of a blend; after training, before `refit`.
+
+        Args:
+            validation: batches of feeds, each user just before an event of the validation part, and that event's item,
+                int64 [B], -1 where the model does not know it.
+        """
+
+    def adopt(self, tuned: Self) -> None:
+        """Take over what `tune` found for a model that was built from fewer events."""
 
 
 class Graph(nn.Module):

@@ -66,8 +66,8 @@ class SASRec(Recommender):
         """Initial weights from torch's current seed."""
         super().__init__()
         self.scale = math.sqrt(plan.dim)
-        self.items_ND = nn.Parameter(torch.randn(len(plan.counts_N), plan.dim) * INITIAL_STD)
-        self.bias_N = nn.Parameter(torch.zeros(len(plan.counts_N)))
+        self.items_ND = nn.Parameter(torch.randn(plan.items, plan.dim) * INITIAL_STD)
+        self.bias_N = nn.Parameter(torch.zeros(plan.items))
         self.positions_LD = nn.Parameter(torch.randn(plan.length, plan.dim) * INITIAL_STD)  # 0 is the newest event
         self.empty_D = nn.Parameter(torch.randn(plan.dim) * INITIAL_STD)  # the user without history, learned, too
         self.blocks = nn.ModuleList(Block(plan.dim, plan.dropout) for _ in range(BLOCKS))

@@ -12,6 +12,7 @@ from exporter.export import Serving, write_bundle
 from exporter.models import REGISTRY, Plan, Recommender, create
 from exporter.training import seed_everything
 from stream_worker.bundle import Bundle
+from tests.logs import random_log
 
 N, LENGTH, K = 40, 10, 5
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -26,8 +27,7 @@ def _two_threads() -> None:
 def new_model(name: str, seed: int = 0, n: int = N) -> Recommender:
     """A small model with weights large enough that users differ."""
     seed_everything(seed)
-    counts_N = torch.from_numpy(np.random.default_rng(seed).integers(0, 100, n))
-    model = create(name, Plan(counts_N, length=LENGTH, dim=16)).eval()
+    model = create(name, Plan(n, random_log(seed, n), length=LENGTH, dim=16)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)

@@ -18,6 +18,7 @@ from stream_worker.bundle import Bundle
 from stream_worker.errors import BundleError
 from stream_worker.manifest import CURRENT, FEEDS, MODEL, find_bundle, load_arrays, read_manifest
 from tests.exporter.conftest import CODES, LENGTH, NOW, K, N, catalogue, new_model, serving
+from tests.logs import counted
 
 ACTIONS = list(CODES.values())
 
@@ -64,7 +65,7 @@ class Unread(Popularity):
     reads: ClassVar[tuple[str, ...]] = ("history_times",)
 
 
-PLAN = Plan(torch.arange(N), length=LENGTH)
+PLAN = Plan(N, counted(range(N)), length=LENGTH)
 
 
 def test_parity_of_every_model(bundle: Bundle, model: Recommender) -> None:
@@ -103,7 +104,7 @@ def test_parity_names_the_worst_difference_of_another_models_graph(tmp_path: Pat
 
 
 def test_equal_scores_may_change_places_and_others_may_not() -> None:
-    graph = Graph(Popularity(Plan(torch.tensor([5, 5, 3, 1]), length=LENGTH)), 3).eval()
+    graph = Graph(Popularity(Plan(4, counted([5, 5, 3, 1]), length=LENGTH)), 3).eval()
     feeds = random_feeds(np.random.default_rng(0), 4, 2, LENGTH, 1, ACTIONS)
     feeds["excluded_items"][:] = -1
     inputs = {"excluded_items": feeds["excluded_items"], "item_bias": graph.model.item_tensors()["item_bias"].numpy()}
@@ -178,7 +179,7 @@ def test_two_items_of_one_hash_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_length_of_one_exports(tmp_path: Path) -> None:
-    model = Popularity(Plan(torch.arange(N), length=1))
+    model = Popularity(Plan(N, counted(range(N)), length=1))
     write_bundle(tmp_path, model, catalogue(), Serving(1, K, CODES, []), NOW)
 
 

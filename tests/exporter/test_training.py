@@ -34,8 +34,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
 
 def trained(log: Log, path: Path, seed: int, **recipe: float) -> tuple[torch.nn.Module, Course]:
     seed_everything(seed)
-    counts_N = torch.from_numpy(np.bincount(log.item_E, minlength=ITEMS))
-    model = create("sasrec", Plan(counts_N, length=10, dim=32, dropout=0.1))
+    model = create("sasrec", Plan(ITEMS, log, length=10, dim=32, dropout=0.1))
     settings = Recipe(seed=seed, learning_rate=0.005, **recipe)  # type: ignore[arg-type]
     return model, fit(model, log, int(len(log) * 0.9), HORIZON, settings, path / "best.pt", QUIET)
 
@@ -45,8 +44,7 @@ def test_sasrec_learns_the_circle_and_popularity_cannot(log: Log, tmp_path: Path
     model, course = trained(log[:test], tmp_path, 0, max_epochs=40, patience=10)
     events_R = np.arange(test, len(log))
     rank_R = prequential(scorer_of(model), log, events_R, HORIZON)  # type: ignore[arg-type]
-    counts_N = torch.from_numpy(np.bincount(log.item_E[:test], minlength=ITEMS))
-    popularity = prequential(scorer_of(create("popularity", Plan(counts_N))), log, events_R, HORIZON)
+    popularity = prequential(scorer_of(create("popularity", Plan(ITEMS, log[:test]))), log, events_R, HORIZON)
     assert hit_rate(rank_R, 1) > 0.95
     assert hit_rate(popularity, 1) < 0.2
     assert course.losses[-1] < course.losses[0] / 2
@@ -83,7 +81,7 @@ def untrained_copy(model: Recommender) -> Recommender:
 
 def test_refit_trains_for_so_many_epochs(log: Log) -> None:
     seed_everything(0)
-    plan = Plan(torch.ones(ITEMS, dtype=torch.int64), length=10, dim=16)
+    plan = Plan(ITEMS, log, length=10, dim=16)
     model, untrained = create("sasrec", plan), create("sasrec", plan)
     assert not refit(untrained_copy(model), log, 10, 100_000, Recipe(max_minutes=0.1 / 60), QUIET), "out of time"
     assert refit(model, log, 10, 1, Recipe(), QUIET)
@@ -91,7 +89,7 @@ def test_refit_trains_for_so_many_epochs(log: Log) -> None:
 
 
 def test_a_model_without_parameters_is_not_trained(log: Log, tmp_path: Path) -> None:
-    model = create("popularity", Plan(torch.ones(ITEMS, dtype=torch.int64)))
+    model = create("popularity", Plan(ITEMS, log))
     course = fit(model, log, 10, HORIZON, Recipe(), tmp_path / "best.pt", QUIET)
     assert (course.best, course.losses) == (0, [])
     assert list(tmp_path.iterdir()) == []

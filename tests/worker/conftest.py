@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from stream_worker.bundle import Bundle
@@ -20,14 +19,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from exporter.export import Serving, write_bundle
     from exporter.models import Plan, create
     from exporter.training import seed_everything
+    from tests.logs import counted
 
-    counts_N = torch.from_numpy(np.arange(ITEMS, 0, -1))
+    log = counted(range(ITEMS, 0, -1))
     items = pl.DataFrame({"item": [f"i{row}" for row in range(ITEMS)], "title": "a title"})
     serving = Serving(LENGTH, K, {"view": 1, "click": 2, "purchase": 4}, ["purchase", "hide"])
     paths = {}
     for name in ("sasrec", "popularity"):
         seed_everything(0)
-        model = create(name, Plan(counts_N, length=LENGTH, dim=16)).eval()
+        model = create(name, Plan(ITEMS, log, LENGTH, dim=16)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)  # so that users differ
