@@ -1,6 +1,7 @@
 """The trainer's knobs: a field is a flag, an environment variable `EXPORTER_…`, and a line of `--help`."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
@@ -15,18 +16,14 @@ _CONFIG = SettingsConfigDict(
 )
 
 
-class TrainSettings(BaseSettings):
-    """Train a model on a file of events, evaluate it on the newest of them, and write a bundle."""
+class DataSettings(BaseSettings):
+    """The files, and how they are read: the same for training and evaluation."""
 
     model_config = _CONFIG
 
     events: Path = Field(description="Parquet, CSV or JSON lines: user, item, time and optionally action.")
     items: Path | None = Field(
         None, description="Parquet, CSV or JSON lines: item, title, attributes; events of other items are dropped."
-    )
-    out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
-    model: str = Field(
-        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
     )
 
     user_column: str = Field("user", description="Column of the user in the events.")
@@ -38,6 +35,16 @@ class TrainSettings(BaseSettings):
     train_share: float = Field(
         0.8, gt=0, le=1, description="Share of the events, by time, to train on; the rest tests."
     )
+
+
+class TrainSettings(DataSettings):
+    """Train a model on a file of events, evaluate it on the newest of them, and write a bundle."""
+
+    out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
+    model: str = Field(
+        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
+    )
+
     validation_share: float = Field(
         0.1, gt=0, lt=1, description="Share of these, their newest, that decide when to stop."
     )
@@ -63,6 +70,46 @@ class TrainSettings(BaseSettings):
     history_length: int = Field(
         64, ge=1, le=4096, description="Events that the worker keeps of a user; the evaluation goes by it, too."
     )
+
+
+class LiveSettings(DataSettings):
+    """How lists are made and judged, by `evaluate` and `compare`."""
+
+    # A field `json` would hide pydantic's own method, and an alias would read the variable JSON, without a prefix.
+    model_config = SettingsConfigDict(cli_shortcuts={"json-file": "json", "html-file": "html"})
+
+    protocol: Literal["prequential", "leave-one-out", "time-split"] = Field(
+        "prequential",
+        description="prequential: rank before each event after the cut, update after it; leave-one-out: each user's "
+        "last event, if it is after the cut; time-split: the list at the cut against all that came after.",
+    )
+    ks: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d*(,[1-9]\d*)*$",
+        description="Places at which lists are judged, comma-separated. Default: those of 1,5,10,20 that lists have.",
+    )
+    history_length: int = Field(64, ge=1, le=4096, description="Events that the worker keeps of a user (H).")
+    excluded_length: int = Field(
+        32, ge=0, le=4096, description="Items of excluding actions that the worker keeps of a user (E)."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Of the resamples behind the intervals.")
+    json_file: Path | None = Field(None, description="Write the figures there, as JSON; `--json` for short.")
+    html_file: Path | None = Field(
+        None, description="Write the report there, one page that needs no other file; `--html` for short."
+    )
+
+
+class EvaluateSettings(LiveSettings):
+    """Evaluate a bundle as a worker serves it: full ranking, by the worker's own code."""
+
+    bundle: Path = Field(description="A bundle, or a directory of bundles with a current.json.")
+
+
+class CompareSettings(LiveSettings):
+    """Evaluate two bundles on the same events: paired differences, B less A."""
+
+    a: CliPositionalArg[Path] = Field(description="A bundle, or a directory of bundles with a current.json.")
+    b: CliPositionalArg[Path] = Field(description="Another.")
 
 
 class VerifySettings(BaseSettings):
