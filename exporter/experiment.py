@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from exporter.data import Columns, action_codes, first_test_event, load_events, load_items
+from exporter import dataset
+from exporter.data import action_codes, first_test_event
 from exporter.evaluation import histories_before, prequential, report, scorer_of
 from exporter.export import Serving, write_bundle
 from exporter.histories import Horizon, Log
@@ -56,15 +57,10 @@ def load(settings: TrainSettings, console: Console) -> Experiment:
     Raises:
         DataError: a file is not as required, or holds too few events.
     """
-    columns = Columns(
-        settings.user_column, settings.item_column, settings.time_column, settings.action_column, settings.title_column
-    )
-    items = None
-    if settings.items:
-        items, lines = load_items(settings.items, columns)
-        _print(console, lines)
-    events, cleaning = load_events(settings.events, columns, None if items is None else items["item"].to_list())
-    _print(console, cleaning.lines())
+    data = dataset.load(settings)
+    for line in data.lines:
+        console.print(line)
+    items, events = data.items, data.events
     test = first_test_event(events.height, settings.train_share)
     validation = round(test * (1 - settings.validation_share))
     if not 0 < validation < test:
@@ -178,11 +174,6 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
 
 def _served(settings: TrainSettings) -> Horizon:
     return Horizon(settings.length, settings.history_length, EXCLUDED_LENGTH, settings.exclude_seen)
-
-
-def _print(console: Console, lines: list[str]) -> None:
-    for line in lines:
-        console.print(line)
 
 
 def _print_figures(console: Console, name: str, events: int, kept: int, figures: dict[str, float]) -> None:

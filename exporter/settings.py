@@ -32,6 +32,17 @@ class DataSettings(BaseSettings):
     action_column: str = Field("action", description="Column of the action; without it every event is a view.")
     title_column: str = Field("title", description="Column of the title in the items.")
 
+    max_events_per_minute: int | None = Field(
+        None, ge=1, description="A user with more events within some minute is a bot and dropped; default no limit."
+    )
+    max_events_per_hour: int | None = Field(None, ge=1, description="The same within some hour.")
+    core: int = Field(
+        1, ge=1, description="k-core: drop users and items with fewer events, until all have as many; 1 keeps all."
+    )
+    session_gap_minutes: float | None = Field(
+        None, gt=0, description="A longer silence of a user ends the session; reported, and a slice of the evaluation."
+    )
+
     train_share: float = Field(
         0.8, gt=0, le=1, description="Share of the events, by time, to train on; the rest tests."
     )

@@ -30,6 +30,7 @@ SLICES = {
     "item_age": ("By item age", "Time since the item's first event"),
     "item_warmth": ("Cold items", "No event before the cut"),
     "list": ("By list", "Whether the user had a list yet"),
+    "session": ("By place in the session", "Events of the session so far"),
 }
 
 
@@ -99,6 +100,8 @@ def _plots(reports: Sequence[Report]) -> Iterable[str]:
     yield _plot(label, lines(label, curves, "beginning of the period", times))
     for key, (label, axis) in SLICES.items():
         groups = [one.name for one in first.slices[key]]
+        if not groups:
+            continue
         series = [[Bar(one.hr, _note(r, one)) for one in r.slices[key]] for r in reports]
         yield _plot(f"{label}: hit rate at {first.headline}", bars(label, groups, series), axis)
     curves = [Series(r.bundle, list(enumerate(r.lorenz))) for r in reports]

@@ -28,6 +28,7 @@ class Stream:
         cut: number of the first event that may be tested.
         user_E, item_E: int64, dense numbers of the users and of the items of the file.
         row_E: int64, the bundle's item rows, -1 where it does not know the item.
+        place_E: int64, the place of each event in its session, from 0; None where sessions were not asked for.
     """
 
     events: pl.DataFrame
@@ -35,9 +36,10 @@ class Stream:
     user_E: Ints
     item_E: Ints
     row_E: Ints
+    place_E: Ints | None = None
 
     @classmethod
-    def of(cls, events: pl.DataFrame, cut: int, ids: list[str]) -> "Stream":
+    def of(cls, events: pl.DataFrame, cut: int, ids: list[str], place_E: Ints | None = None) -> "Stream":
         """Encode the clean events of data.py for a bundle with these items.
 
         Raises:
@@ -52,6 +54,7 @@ class Stream:
             events["user"].rank("dense").cast(pl.Int64).to_numpy() - 1,
             events["item"].rank("dense").cast(pl.Int64).to_numpy() - 1,
             events["item"].replace_strict(rows, default=-1, return_dtype=pl.Int64).to_numpy(),
+            place_E,
         )
 
     def rows(self, part: slice | Ints) -> list[Row]:

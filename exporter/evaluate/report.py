@@ -16,7 +16,7 @@ from exporter.evaluate.exposure import co_occurrence, coverage, diversity, expos
 from exporter.evaluate.protocols import Lists, Stream
 from exporter.evaluate.ranking import accuracy
 from exporter.evaluate.served import Judged
-from exporter.evaluate.slices import Slice, by_activity, by_age, by_list, by_warmth, over_time
+from exporter.evaluate.slices import Slice, by_activity, by_age, by_list, by_session, by_warmth, over_time
 from exporter.histories import Ints
 from stream_worker.bundle import Bundle
 
@@ -119,6 +119,7 @@ def evaluated(setup: Setup, bundle: Bundle, stream: Stream, lists: Lists) -> Eva
             "item_age": by_age(lists, stream, k),
             "item_warmth": by_warmth(lists, stream, k),
             "list": by_list(lists, k),
+            "session": by_session(lists, stream, k),
             "time": over_time(lists, stream, k),
         },
         calibration=calibration(lists.scores_RK, lists.gains_RK, lists.targets_R),

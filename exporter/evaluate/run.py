@@ -7,7 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from exporter.data import Columns, first_test_event, load_events, load_items
+from exporter import dataset
+from exporter.data import first_test_event
 from exporter.evaluate.page import page
 from exporter.evaluate.protocols import PROTOCOLS, Stream
 from exporter.evaluate.report import Comparison, Evaluated, Figure, Report, Setup, compared, evaluated
@@ -49,19 +50,15 @@ def compare(settings: CompareSettings, console: Console) -> Comparison:
 def _evaluated(paths: list[Path], settings: LiveSettings, console: Console) -> list[Evaluated]:
     bundles = [Bundle(path) for path in paths]
     ks = _ks(settings.ks, min(bundle.manifest.K for bundle in bundles))
-    columns = Columns(
-        settings.user_column, settings.item_column, settings.time_column, settings.action_column, settings.title_column
-    )
-    items, lines = load_items(settings.items, columns) if settings.items else (None, [])
-    events, cleaning = load_events(settings.events, columns, None if items is None else items["item"].to_list())
-    lines += cleaning.lines()
-    for line in lines:
+    data = dataset.load(settings)
+    for line in data.lines:
         console.print(line)
-    setup = Setup(settings.protocol, settings.events.name, settings.history_length, ks, settings.seed, lines)
-    cut = first_test_event(events.height, settings.train_share)
+    setup = Setup(settings.protocol, settings.events.name, settings.history_length, ks, settings.seed, data.lines)
+    cut = first_test_event(data.events.height, settings.train_share)
+    places_E = None if data.sessions is None else data.sessions["place"].to_numpy()
     found = []
     for bundle in bundles:
-        stream = Stream.of(events, cut, bundle.items.ids)
+        stream = Stream.of(data.events, cut, bundle.items.ids, places_E)
         replay = Replay(bundle, settings.history_length, settings.excluded_length)
         found.append(evaluated(setup, bundle, stream, PROTOCOLS[settings.protocol](replay, stream, console)))
     return found
@@ -90,8 +87,8 @@ def _print_report(console: Console, report: Report) -> None:
         table.add_row(name, *("" if share is None else f"{share:.3f}" for share in shares))
     console.print(table)
     slices = _table(None, f"at {report.headline}", "targets", "HR", "NDCG")
-    for kind in ("activity", "item_age", "item_warmth", "list"):
-        for one in report.slices[kind]:
+    for kind, found in report.slices.items():
+        for one in found if kind != "time" else ():
             slices.add_row(f"{kind} {one.name}", f"{one.targets:,}", f"{one.hr:.3f}", f"{one.ndcg:.3f}")
     console.print(slices)
     if report.calibration:

@@ -50,6 +50,14 @@ def by_warmth(lists: Lists, stream: Stream, k: int) -> list[Slice]:
     return list(_binned(lists.rank_P, warm_P, [("cold items", 0), ("warm items", 1)], k))
 
 
+def by_session(lists: Lists, stream: Stream, k: int) -> list[Slice]:
+    """By the events before the target in its session; nothing if sessions were not asked for."""
+    if stream.place_E is None:
+        return []
+    edges = [("first", 0), ("2nd", 1), ("3rd-5th", 2), ("6th+", 5)]
+    return list(_binned(lists.rank_P, stream.place_E[lists.event_P], edges, k))
+
+
 def by_list(lists: Lists, k: int) -> list[Slice]:
     """By whether the user had a list of their own, or was judged by the one for everybody."""
     own_P = lists.own_R[lists.list_P].astype(np.int64)
