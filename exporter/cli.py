@@ -21,6 +21,7 @@ commands:
   compare  judge two bundles on the same events
 
 `exporter COMMAND --help` lists the flags."""
+INTERRUPTED = "exporter: interrupted, no bundle is written; `train --resume` goes on after the last pass"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"exporter: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt:
-        print("exporter: interrupted, nothing is written", file=sys.stderr)  # noqa: T201
+        print(INTERRUPTED, file=sys.stderr)  # noqa: T201
         return 130
 
 

@@ -21,7 +21,8 @@ from exporter.export import Serving, write_bundle
 from exporter.histories import Horizon, Log
 from exporter.models import Plan, Recommender, create
 from exporter.settings import TrainSettings
-from exporter.training import Recipe, fit, refit, seed_everything
+from exporter.trainer import Recipe
+from exporter.training import fit, refit, seed_everything
 from stream_worker.errors import DataError
 
 EXCLUDING_ACTIONS = ("purchase", "dislike", "hide")
@@ -94,7 +95,10 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
         report=figures,
     )
     console.print("export: torch to ONNX, and both side by side")
-    return write_bundle(settings.out, model, experiment.items, serving, clock())
+    bundle = write_bundle(settings.out, model, experiment.items, serving, clock())
+    for path in settings.out.glob(_checkpoint(settings).name + "*"):  # only now is there nothing to resume
+        path.unlink()
+    return bundle
 
 
 def trained(experiment: Experiment, settings: TrainSettings, console: Console) -> Recommender:
@@ -104,19 +108,29 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         batch=settings.batch_size,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_steps,
+        decay_epochs=settings.decay_epochs,
         max_epochs=settings.max_epochs,
         patience=settings.patience,
         # The refit takes at most about as long as the fit before it.
         max_minutes=settings.max_minutes and settings.max_minutes / (2 if settings.refit else 1),
     )
     training = experiment.log[: experiment.test]
-    checkpoint = settings.out / f".{settings.model}.checkpoint.pt"
-
+    checkpoint = _checkpoint(settings)
     model = _new_model(experiment, settings, experiment.validation)
     epochs = 0
     if list(model.learner.parameters()):
-        course = fit(model.learner, training, experiment.validation, _served(settings), recipe, checkpoint, console)
-        checkpoint.unlink(missing_ok=True)
+        course = fit(
+            model.learner,
+            training,
+            experiment.validation,
+            _served(settings),
+            recipe,
+            checkpoint,
+            console,
+            settings.resume,
+            settings.tensorboard,
+        )
         epochs = course.best
         console.print(
             f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
@@ -127,7 +141,9 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         return model
     whole = _new_model(experiment, settings, experiment.test)
     whole.adopt(model)
-    if epochs and not refit(whole.learner, training, settings.length, epochs, recipe, console):
+    if epochs and not refit(
+        whole.learner, training, settings.length, epochs, recipe, console, checkpoint, settings.resume
+    ):
         console.print("refit: out of time; the model of the best epoch is kept, without the validation events")
         return model
     return whole
@@ -170,6 +186,10 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
         settings.dropout,
         repeats=not settings.exclude_seen,
     )
+
+
+def _checkpoint(settings: TrainSettings) -> Path:
+    return settings.out / f".{settings.model}.checkpoint.pt"
 
 
 def _served(settings: TrainSettings) -> Horizon:

@@ -68,10 +68,20 @@ class TrainSettings(DataSettings):
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of activations dropped in training.")
     learning_rate: float = Field(3e-3, gt=0, lt=1, description="Step size of AdamW.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the step size rises to --learning-rate.")
+    decay_epochs: int = Field(
+        0, ge=0, description="Passes in which it then falls to a tenth, by a cosine, to stay there; 0 keeps it."
+    )
     batch_size: int = Field(32, ge=1, le=65536, description="Windows of histories in a training batch.")
     max_epochs: int = Field(100, ge=1, description="Most passes over the training events.")
     patience: int = Field(5, ge=1, description="Passes without a better NDCG@10 in validation before it stops.")
     max_minutes: float | None = Field(None, gt=0, description="Most minutes of training; evaluation comes on top.")
+    resume: bool = Field(
+        False, description="Go on after the last pass of an interrupted run with the same data, flags and --out."
+    )
+    tensorboard: Path | None = Field(
+        None, description="Directory for TensorBoard: loss, NDCG@10 and step size by pass; needs its package."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="The same seed and threads give the same weights.")
     threads: int = Field(2, ge=1, le=256, description="Threads of torch.")
 
