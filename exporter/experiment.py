@@ -20,10 +20,11 @@ from exporter.evaluation import histories_before, prequential, report, scorer_of
 from exporter.export import Serving, write_bundle
 from exporter.histories import Horizon, Log
 from exporter.models import Plan, Recommender, create
+from exporter.models.sampled import Sampling
 from exporter.settings import TrainSettings
 from exporter.trainer import Recipe
 from exporter.training import fit, refit, seed_everything
-from stream_worker.errors import DataError
+from stream_worker.errors import DataError, SettingsError
 
 EXCLUDING_ACTIONS = ("purchase", "dislike", "hide")
 EXCLUDED_LENGTH = 32  # the worker's default
@@ -173,7 +174,12 @@ def evaluated(model: Recommender, experiment: Experiment, settings: TrainSetting
 
 def _new_model(experiment: Experiment, settings: TrainSettings, until: int) -> Recommender:
     seed_everything(settings.seed)
-    return create(settings.model, _plan(experiment, settings, until))
+    model = create(settings.model, _plan(experiment, settings, until))
+    if settings.negatives:
+        if not isinstance(model.learner, Sampling):
+            raise SettingsError(f"--negatives: {settings.model} takes no sample. Leave the flag out.")
+        model.learner.negatives = settings.negatives
+    return model
 
 
 def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:

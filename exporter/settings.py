@@ -68,6 +68,9 @@ class TrainSettings(DataSettings):
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of activations dropped in training.")
     learning_rate: float = Field(3e-3, gt=0, lt=1, description="Step size of AdamW.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")
+    negatives: int = Field(
+        0, ge=0, description="Items drawn for each batch's softmax, such as 1024 above 20,000 items; 0 takes them all."
+    )
     warmup_steps: int = Field(0, ge=0, description="Steps in which the step size rises to --learning-rate.")
     decay_epochs: int = Field(
         0, ge=0, description="Passes in which it then falls to a tenth, by a cosine, to stay there; 0 keeps it."

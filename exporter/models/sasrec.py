@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporter.models.base import MASKED, Plan, Recommender, Tensors, register
+from exporter.models.sampled import sampled_softmax
 
 BLOCKS = 2
 HEADS = 2
@@ -73,6 +74,8 @@ class SASRec(Recommender):
         self.blocks = nn.ModuleList(Block(plan.dim, plan.dropout) for _ in range(BLOCKS))
         self.norm = nn.LayerNorm(plan.dim)
         self.dropout = nn.Dropout(plan.dropout)
+        self.negatives = 0
+        self._share_N = plan.counts_N.float() + 1  # so that an item without an event is drawn, too
 
     def item_tensors(self) -> dict[str, Tensor]:
         """Item vectors [N, D], and the bias [N]: what a history alone does not say about an item's popularity."""
@@ -92,11 +95,13 @@ class SASRec(Recommender):
         return torch.where(history_BL[:, -1:] >= 0, similarity_BKL.argmax(dim=-1), -1)
 
     def loss(self, feeds: Tensors, target_BL: Tensor) -> Tensor:
-        """Cross-entropy of each position's next item among all N."""
+        """Cross-entropy of each position's next item among all N, or among `negatives` drawn by popularity."""
         hidden_BLD = self._hidden(feeds["history_items"], self.items_ND, last_only=False)
         has_target_BL = target_BL >= 0
-        logits_PN = F.linear(hidden_BLD[has_target_BL], self.items_ND, self.bias_N)
-        return F.cross_entropy(logits_PN, target_BL[has_target_BL])
+        hidden_PD, target_P = hidden_BLD[has_target_BL], target_BL[has_target_BL]
+        if self.negatives:
+            return sampled_softmax(hidden_PD, target_P, self.items_ND, self.bias_N, self._share_N, self.negatives)
+        return F.cross_entropy(F.linear(hidden_PD, self.items_ND, self.bias_N), target_P)
 
     def _hidden(self, history_BL: Tensor, vectors_ND: Tensor, last_only: bool) -> Tensor:
         """[B, L] to [B, L, D], or [B, 1, D] of the last position only, which is all that serving needs."""

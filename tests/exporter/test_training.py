@@ -9,12 +9,15 @@ import polars as pl
 import pytest
 import torch
 from rich.console import Console
+from torch.nn import functional
 
+from exporter.cli import main
 from exporter.data import Columns, load_events
 from exporter.evaluation import hit_rate, prequential, scorer_of
 from exporter.histories import Horizon, Log
 from exporter.models import Plan, Recommender, create
 from exporter.models.base import Tensors
+from exporter.models.sampled import Sampling, sampled_softmax
 from exporter.models.sasrec import SASRec
 from exporter.trainer import Recipe, Schedule, batches_of
 from exporter.training import Course, fit, refit, seed_everything
@@ -187,3 +190,33 @@ def test_tensorboard_without_its_package_is_said_before_training(log: Log, tmp_p
     with pytest.raises(SettingsError, match="pip install tensorboard"):
         fit(interruptible(log, 0), log, 900, HORIZON, Recipe(), tmp_path / "b.pt", QUIET, tensorboard=tmp_path / "tb")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sampled_softmax_is_on_average_the_full_one() -> None:
+    torch.manual_seed(0)
+    hidden_PD, vectors_ND, bias_N = torch.randn(64, 8), torch.randn(200, 8), torch.randn(200)
+    target_P, share_N = torch.randint(0, 200, (64,)), torch.rand(200) + 0.05
+    full = functional.cross_entropy(hidden_PD @ vectors_ND.T + bias_N, target_P)
+    sampled = sampled_softmax(hidden_PD, target_P, vectors_ND, bias_N, share_N, 60_000)
+    assert sampled.item() == pytest.approx(full.item(), rel=0.02)
+    uniform = sampled_softmax(hidden_PD, target_P, vectors_ND, bias_N, torch.ones(200), 60_000)
+    assert uniform.item() == pytest.approx(full.item(), rel=0.02)
+    sums = [sampled_softmax(hidden_PD, target_P, vectors_ND, bias_N, share_N, 50).item() for _ in range(300)]
+    assert np.mean(sums) == pytest.approx(full.item(), rel=0.15), "log of a mean: a little below"
+
+
+def test_sasrec_learns_the_circle_from_a_sample_too(log: Log, tmp_path: Path) -> None:
+    seed_everything(0)
+    model = create("sasrec", Plan(ITEMS, log, length=10, dim=32, dropout=0.1))
+    assert isinstance(model, Sampling)
+    model.negatives = 12
+    split = int(len(log) * 0.9)
+    course = fit(model, log, split, HORIZON, Recipe(learning_rate=0.005, max_epochs=8), tmp_path / "b.pt", QUIET)
+    assert max(course.ndcgs) > 0.6
+
+
+def test_a_model_that_takes_no_sample_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = write_events(tmp_path / "events.csv")
+    arguments = ["--events", str(events), "--model", "popularity", "--out", str(tmp_path / "out"), "--negatives", "9"]
+    assert main(["train", *arguments]) == 2
+    assert "--negatives: popularity takes no sample" in capsys.readouterr().err
