@@ -42,6 +42,7 @@ def train(settings: TrainSettings, console: Console) -> None:
     """Load, train, evaluate, export."""
     # Not at the top: torch takes seconds to import, which --help and a mistyped flag need not wait for.
     from exporter.experiment import load, run
+    from exporter.folds import cross_validate
     from exporter.models import find
 
     find(settings.model)
@@ -51,6 +52,8 @@ def train(settings: TrainSettings, console: Console) -> None:
     except OSError as error:
         raise SettingsError(f"--out {out}: {error.strerror}. Name a directory that can be written.") from error
     experiment = load(settings, console)
+    if settings.folds and not settings.resume:  # they came before what is resumed
+        cross_validate(settings, console)
     bundle = run(experiment, settings, lambda: datetime.now(UTC), console)
     console.print(f"bundle: {bundle}")
 

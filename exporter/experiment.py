@@ -54,16 +54,25 @@ class Experiment:
 def load(settings: TrainSettings, console: Console) -> Experiment:
     """Load, clean and split the data, and say what was dropped.
 
-    Without an items file the model knows the items of the training part: what comes later must not leak into it.
-
     Raises:
         DataError: a file is not as required, or holds too few events.
     """
     data = dataset.load(settings)
     for line in data.lines:
         console.print(line)
-    items, events = data.items, data.events
-    test = first_test_event(events.height, settings.train_share)
+    events = data.events.height
+    return split(data, settings, first_test_event(events, settings.train_share), events)
+
+
+def split(data: dataset.Dataset, settings: TrainSettings, test: int, end: int) -> Experiment:
+    """Train on the events before number `test`, and test on those from there to `end`.
+
+    Without an items file the model knows the items of the training part: what comes later must not leak into it.
+
+    Raises:
+        DataError: the training part holds too few events.
+    """
+    items, events = data.items, data.events[:end]
     validation = round(test * (1 - settings.validation_share))
     if not 0 < validation < test:
         raise DataError(f"{settings.events}: {events.height} events are too few to train and validate on.")

@@ -79,6 +79,9 @@ class TrainSettings(DataSettings):
     max_epochs: int = Field(100, ge=1, description="Most passes over the training events.")
     patience: int = Field(5, ge=1, description="Passes without a better NDCG@10 in validation before it stops.")
     max_minutes: float | None = Field(None, gt=0, description="Most minutes of training; evaluation comes on top.")
+    folds: int = Field(
+        0, ge=0, le=20, description="Before the bundle: train and test so many models on folds of the training part."
+    )
     resume: bool = Field(
         False, description="Go on after the last pass of an interrupted run with the same data, flags and --out."
     )

@@ -1,4 +1,4 @@
-"""Bots, k-core and sessions against plain loops, and what the report says of them."""
+"""Bots, k-core and sessions against plain loops, time folds, and what the reports say of them."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -10,6 +10,7 @@ import pytest
 from exporter.cli import main
 from exporter.data import clean
 from exporter.filters import HOUR_MS, MINUTE_MS, Filters, bursts, core, filtered, session_places
+from exporter.folds import cuts
 from tests.exporter.conftest import write_events
 
 AT = 1_767_225_600_000
@@ -106,3 +107,23 @@ def test_train_and_evaluate_take_the_same_filters(tmp_path: Path, capsys: pytest
     assert "By place in the session" in (tmp_path / "r.html").read_text()
     assert main(["train", *data, "--core", "1000", "--model", "popularity", "--out", str(models)]) == 4
     assert "Lower --core" in capsys.readouterr().err
+
+
+def test_folds_train_on_the_past_and_leave_the_test_part_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cuts(800, 3) == [(200, 400), (400, 600), (600, 800)]
+    for count, folds in ((1001, 7), (10, 1)):
+        blocks = cuts(count, folds)
+        assert len(blocks) == folds
+        assert all(0 < start < end for start, end in blocks)
+        assert [end for _, end in blocks[:-1]] == [start for start, _ in blocks[1:]]
+        assert blocks[-1][1] == count
+    events = write_events(tmp_path / "events.csv")
+    arguments = ["--events", str(events), "--model", "popularity", "--out", str(tmp_path / "models"), "--folds", "2"]
+    assert main(["train", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "fold 1 of 2: 192 events train, 192 test" in out
+    assert "fold 2 of 2: 384 events train, 192 test" in out, "576 of 720 events are the training part"
+    assert "mean ± sd" in out
+    assert "bundle: " in out
