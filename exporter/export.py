@@ -24,6 +24,7 @@ from torch.export import Dim
 
 from exporter.histories import Feeds
 from exporter.models.base import FILLS, Graph, Recommender
+from exporter.models.gru import TRANSLATIONS
 from exporter.parity import check_parity, padded, random_feeds
 from stream_worker.bundle import Bundle, create_session
 from stream_worker.errors import BundleError
@@ -47,6 +48,7 @@ from stream_worker.manifest import (
 OPSET = 20
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 LENGTH_BUCKETS = (8, 16, 32, 64, 128, 256)
+NEW_BUCKETS = (1, 4, 16)
 EXAMPLE_USERS = 7
 EXAMPLE_EXCLUDED = 16
 
@@ -125,11 +127,11 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
     """
     tensors = padded(_detached(graph.model), graph.k)
     # B of the example is neither 1, which would be frozen, nor another axis's size.
-    feeds = random_feeds(np.random.default_rng(0), graph.k, 3, min(2, length), 4, [1])
+    feeds = random_feeds(np.random.default_rng(0), graph.k, 3, min(2, length), 4, [1], graph.model.vector_size)
     arguments = [torch.from_numpy(feeds[name]) for name in graph.feeds] + list(tensors.values())
     dims = {"B": Dim("B", min=1), "N": Dim("N", min=graph.k), "X": Dim("X", min=0)}
     if length > 1:  # an axis of one size is a constant
-        dims["L"] = Dim("L", min=1, max=length)
+        dims |= {"L": Dim("L", min=1, max=length), "M": Dim("M", min=1, max=length)}
     axes = [_axes(name, argument) for name, argument in zip(graph.inputs, arguments, strict=True)]
     dynamic = tuple({place: dims[axis] for place, axis in enumerate(shape) if axis in dims} for shape in axes)
     with _quiet():
@@ -143,6 +145,7 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
                 input_names=graph.inputs,
                 output_names=graph.outputs,
                 opset_version=OPSET,
+                custom_translation_table=TRANSLATIONS,
                 external_data=False,  # else the weights lie in a second file
                 verbose=False,
             )
@@ -166,7 +169,9 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
 
 
 def _axes(name: str, argument: torch.Tensor) -> tuple[str | int, ...]:
-    """The axes of an input: the contract's names, and of an item tensor N and its sizes."""
+    """The axes of an input: the contract's names, S as its size, and of an item tensor N and its sizes."""
+    if name == "vector":
+        return "B", argument.shape[1]
     return FEEDS[name][1] if name in FEEDS else ("N", *argument.shape[1:])
 
 
@@ -190,16 +195,18 @@ def _strip(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch says of every export: merged axis names, and that torchvision is absent."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence what is said of every export: merged axis names, what is not folded, that torchvision is absent."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _detached(model: Recommender) -> dict[str, torch.Tensor]:
@@ -223,7 +230,8 @@ def _example(graph: Graph, model_path: Path, length: int, codes: list[int]) -> F
     items = _detached(graph.model)
     tensors = {name: tensor.numpy() for name, tensor in padded(items, graph.k).items()}
     rng = np.random.default_rng(0)
-    feeds = random_feeds(rng, len(items["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes)
+    size = graph.model.vector_size
+    feeds = random_feeds(rng, len(items["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes, size)
     feeds = {name: feeds[name] for name in graph.feeds}
     outputs = create_session(model_path).run(graph.outputs, feeds | tensors)
     example = {f"input.{name}": array for name, array in feeds.items()}
@@ -272,14 +280,18 @@ def _manifest(
         L=serving.length,
         K=serving.k,
         D=tensors["item_vectors"].shape[1] if "item_vectors" in tensors else 0,
+        S=graph.model.vector_size,
         actions=serving.actions,
         excluding_actions=serving.excluding_actions,
         exclude_seen=serving.exclude_seen,
-        buckets=Buckets(
-            list(BATCH_BUCKETS), [size for size in LENGTH_BUCKETS if size < serving.length] + [serving.length]
-        ),
+        buckets=Buckets(list(BATCH_BUCKETS), _upto(serving.length, LENGTH_BUCKETS), _upto(serving.length, NEW_BUCKETS)),
         report=serving.report,
     )
+
+
+def _upto(length: int, buckets: tuple[int, ...]) -> list[int]:
+    """Those below the length, and the length."""
+    return [*(size for size in buckets if size < length), length]
 
 
 def _json_fill(fill: float) -> float | Literal["-inf"]:

@@ -125,6 +125,7 @@ class Bundle:
         )
         self.device, self._session = _open_session(self.path / MODEL, device, threads)
         self._fed = [node.name for node in self._session.get_inputs()]
+        self.feeds = frozenset(self._fed) - self.items.tensors.keys()
         self._given = [node.name for node in self._session.get_outputs()]
         self.default_list = np.empty(0, np.int32)  # rows of the list for everybody; known after warm_up
 
@@ -150,9 +151,9 @@ class Bundle:
         start = time.perf_counter()
         self.check_example()
         buckets = self.manifest.buckets
-        for length in buckets.length:
+        for length in buckets.new if "new_items" in self.feeds else buckets.length:
             for batch in reversed(buckets.batch):
-                outputs = self.infer(_empty_feeds(batch, length))
+                outputs = self.infer(_empty_feeds(batch, length, self.manifest.S))
         top = outputs["items"][0][np.isfinite(outputs["scores"][0])]
         self.default_list = top.astype(np.int32)
         return time.perf_counter() - start
@@ -235,11 +236,14 @@ def _open_session(model: Path, device: str, threads: int) -> tuple[Device, ort.I
     return "cpu", create_session(model, "cpu", threads)
 
 
-def _empty_feeds(batch: int, length: int) -> Feeds:
-    return {
-        "history_items": np.full((batch, length), NO_ITEM, np.int32),
-        "history_actions": np.zeros((batch, length), np.uint8),
-        "history_times": np.zeros((batch, length), np.int64),
+def _empty_feeds(batch: int, length: int, vector_size: int) -> Feeds:
+    events: Feeds = {
+        "items": np.full((batch, length), NO_ITEM, np.int32),
+        "actions": np.zeros((batch, length), np.uint8),
+        "times": np.zeros((batch, length), np.int64),
+    }
+    return {f"{prefix}_{name}": array for name, array in events.items() for prefix in ("history", "new")} | {
         "now": np.zeros(batch, np.int64),
+        "vector": np.zeros((batch, vector_size), np.float32),
         "excluded_items": np.full((batch, excluded_bucket(length)), NO_ITEM, np.int32),
     }

@@ -1,7 +1,20 @@
 """The zoo. A model is known to `--model` once it is imported here; `base.py` is the contract it keeps."""
 
 from exporter.models.base import REGISTRY, Graph, Plan, Recommender, create, find
+from exporter.models.gru4rec import GRU4Rec
+from exporter.models.mf import MatrixFactorisation
 from exporter.models.popularity import Popularity
 from exporter.models.sasrec import SASRec
 
-__all__ = ["REGISTRY", "Graph", "Plan", "Popularity", "Recommender", "SASRec", "create", "find"]
+__all__ = [
+    "REGISTRY",
+    "GRU4Rec",
+    "Graph",
+    "MatrixFactorisation",
+    "Plan",
+    "Popularity",
+    "Recommender",
+    "SASRec",
+    "create",
+    "find",
+]

@@ -139,7 +139,7 @@ def test_verify_finds_items_swapped_behind_a_mended_hash(models: Path, capsys: p
         (["train", "--out", "OUT"], 2, "--events"),
         (["train", "--events", "EVENTS", "--out", "OUT", "--speed", "9"], 2, "--speed"),
         (["train", "--events", "EVENTS", "--out", "OUT", "--dropout", "2"], 2, "--dropout"),
-        (["train", "--events", "EVENTS", "--out", "OUT", "--model", "oracle"], 2, "There are popularity, sasrec"),
+        (["train", "--events", "EVENTS", "--out", "OUT", "--model", "oracle"], 2, "There are gru4rec, "),
         (["train", "--events", "EVENTS", "--out", "EVENTS"], 2, "--out"),
         (["train", "--events", "absent.csv", "--out", "OUT"], 4, "absent.csv: no such file"),
         (["train", "--events", "EVENTS", "--out", "OUT", "--user-column", "who"], 4, "There are user, item, time"),

@@ -20,15 +20,17 @@ USERS = 7
 HIDDEN = float("-inf")
 
 
-def feeds_of(seed: int, excluded: int = 8, length: int = LENGTH) -> Feeds:
-    """Random users, among them one without history and one with a full one."""
-    return random_feeds(np.random.default_rng(seed), N, USERS, length, excluded, list(CODES.values()))
+def feeds_of(seed: int, excluded: int = 8, length: int = LENGTH, vector_size: int = 0) -> Feeds:
+    """Random users, among them one without history and one with a full one; all of it is new."""
+    return random_feeds(np.random.default_rng(seed), N, USERS, length, excluded, list(CODES.values()), vector_size)
 
 
 def run(bundle: Bundle, feeds: Feeds, tensors: Feeds | None = None) -> Feeds:
     """Run the graph on the bundle's items, or on these."""
     session = create_session(bundle.path / MODEL)
-    given = feeds | (bundle.items.tensors if tensors is None else tensors)
+    given = {"vector": np.zeros((len(feeds["now"]), bundle.manifest.S), np.float32)} if bundle.manifest.S else {}
+    given |= {name: array for name, array in feeds.items() if name != "vector" or array.shape[1]}
+    given |= bundle.items.tensors if tensors is None else tensors
     names = [node.name for node in session.get_outputs()]
     return dict(zip(names, session.run(names, {n.name: given[n.name] for n in session.get_inputs()}), strict=True))
 
@@ -56,7 +58,7 @@ def test_a_user_gets_the_same_list_alone_in_any_batch_and_with_any_padding(bundl
         alone = rows_of(feeds, slice(user, user + 1))
         same_lists(rows_of(together, slice(user, user + 1)), run(bundle, alone))
         for length in range(max(1, int((alone["history_items"] >= 0).sum())), LENGTH):
-            short = {name: a[:, -length:] if name.startswith("history_") else a for name, a in alone.items()}
+            short = {name: a[:, -length:] if name.startswith(("history_", "new_")) else a for name, a in alone.items()}
             same_lists(rows_of(together, slice(user, user + 1)), run(bundle, short))
         wide = np.pad(alone["excluded_items"], ((0, 0), (0, 24)), constant_values=-1)
         same_lists(rows_of(together, slice(user, user + 1)), run(bundle, alone | {"excluded_items": wide}))
@@ -75,7 +77,7 @@ def test_nothing_is_nan_and_lists_are_full_and_sorted(bundle: Bundle, seed: int,
 
 def test_an_empty_history_gets_a_list(bundle: Bundle) -> None:
     feeds = feeds_of(0, excluded=1)
-    feeds["history_items"][:], feeds["excluded_items"][:] = -1, -1
+    feeds["history_items"][:] = feeds["new_items"][:] = feeds["excluded_items"][:] = -1
     outputs = run(bundle, feeds)
     assert np.isfinite(outputs["scores"]).all()
     assert (outputs["items"] == outputs["items"][0]).all()
@@ -168,3 +170,32 @@ def test_no_item_has_no_reason(bundle: Bundle, model: Recommender) -> None:
     outputs = run(bundle, feeds)
     assert (outputs["scores"] == HIDDEN).all()
     assert (outputs["because"] == -1).all()
+
+
+def test_events_may_come_in_any_groups(bundle: Bundle, seed: int) -> None:
+    if not bundle.manifest.S:
+        pytest.skip("the model keeps no vector")
+    rng = np.random.default_rng(seed)
+    feeds = feeds_of(seed, vector_size=bundle.manifest.S)
+    at_once = run(bundle, feeds)
+    empty = feeds["new_items"] < 0
+    vector_BS = feeds["vector"]
+    for part in np.split(np.arange(LENGTH), np.sort(rng.integers(0, LENGTH + 1, 4))):
+        if len(part):
+            some = {name: a[:, part] if name.startswith("new_") else a for name, a in feeds.items()}
+            outputs = run(bundle, some | {"vector": vector_BS})
+            vector_BS = outputs["updated_vector"]
+    same_lists(at_once, outputs)
+    np.testing.assert_allclose(vector_BS, at_once["updated_vector"], rtol=1e-4, atol=1e-4)
+    assert (vector_BS[empty.all(1)] == 0).all()
+
+
+def test_no_new_event_changes_no_vector(bundle: Bundle, seed: int) -> None:
+    if not bundle.manifest.S:
+        pytest.skip("the model keeps no vector")
+    feeds = feeds_of(seed, vector_size=bundle.manifest.S)
+    first = run(bundle, feeds)
+    nothing = {"new_items": np.full((USERS, 1), -1, np.int32), "vector": first["updated_vector"]}
+    again = run(bundle, feeds | nothing)
+    same_lists(first, again)
+    assert (again["updated_vector"] == first["updated_vector"]).all()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from exporter.evaluation import hit_rate, mrr, ndcg, prequential, ranks, report
+from exporter.evaluation import hit_rate, mrr, ndcg, prequential, report
 from exporter.histories import Feeds, Horizon, Log, feeds_before, windows
+from exporter.ranking import ranks
 
 N = 30
 
