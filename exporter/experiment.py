@@ -6,6 +6,7 @@ Axes: N items, R ranked events.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from exporter.data import Columns, action_codes, first_test_event, load_events, load_items
 from exporter.evaluation import histories_before, prequential, report, scorer_of
@@ -21,6 +23,7 @@ from exporter.histories import Horizon, Log
 from exporter.models import Plan, Recommender, create
 from exporter.settings import TrainSettings
 from exporter.training import Recipe, fit, refit, seed_everything
+from stream_worker.content import Featuriser, Item
 from stream_worker.errors import DataError
 
 EXCLUDING_ACTIONS = ("purchase", "dislike", "hide")
@@ -38,6 +41,7 @@ class Experiment:
         test: number of the first event that is not trained on.
         actions: action -> code.
         excluding: actions that exclude an item for good.
+        featuriser: what makes features of the items' content; None without an items file.
     """
 
     items: pl.DataFrame
@@ -46,6 +50,12 @@ class Experiment:
     test: int
     actions: dict[str, int]
     excluding: list[str]
+    featuriser: Featuriser | None = None
+
+    @cached_property
+    def content_NF(self) -> Tensor | None:
+        """The features of all items, float32 [N, F]."""
+        return None if self.featuriser is None else torch.from_numpy(self.featuriser(_content(self.items)))
 
 
 def load(settings: TrainSettings, console: Console) -> Experiment:
@@ -74,7 +84,8 @@ def load(settings: TrainSettings, console: Console) -> Experiment:
     excluding = [name for name in EXCLUDING_ACTIONS if not (name == "purchase" and settings.repeat_purchases)]
     actions = action_codes(events[:test])
     log = Log.of(events, items["item"].to_list(), actions, excluding)
-    return Experiment(items, log, validation, test, actions, excluding)
+    featuriser = Featuriser.fit(_content(items), settings.content_vectors) if settings.items else None
+    return Experiment(items, log, validation, test, actions, excluding, featuriser)
 
 
 def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], datetime], console: Console) -> Path:
@@ -98,7 +109,7 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
         report=figures,
     )
     console.print("export: torch to ONNX, and both side by side")
-    return write_bundle(settings.out, model, experiment.items, serving, clock())
+    return write_bundle(settings.out, model, experiment.items, serving, clock(), experiment.featuriser)
 
 
 def trained(experiment: Experiment, settings: TrainSettings, console: Console) -> Recommender:
@@ -173,7 +184,14 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
         settings.dim,
         settings.dropout,
         repeats=not settings.exclude_seen,
+        content_NF=experiment.content_NF,
+        score=settings.score,
     )
+
+
+def _content(items: pl.DataFrame) -> list[Item]:
+    """Title and attributes of each item."""
+    return [(row["title"], row.get("attributes") or {}) for row in items.iter_rows(named=True)]
 
 
 def _served(settings: TrainSettings) -> Horizon:

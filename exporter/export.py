@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import polars as pl
 import torch
+from torch import nn
 from torch.export import Dim
 
 from exporter.histories import Feeds
@@ -27,11 +28,13 @@ from exporter.models.base import FILLS, Graph, Recommender
 from exporter.models.gru import TRANSLATIONS
 from exporter.parity import check_parity, padded, random_feeds
 from stream_worker.bundle import Bundle, create_session
+from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError
 from stream_worker.manifest import (
-    CONTENTS,
+    CONTENT,
     EXAMPLE,
     FEEDS,
+    ITEM_ENCODER,
     ITEM_ROWS,
     ITEMS,
     MODEL,
@@ -74,7 +77,14 @@ class Serving:
     report: dict[str, float] = field(default_factory=dict)
 
 
-def write_bundle(out: Path, model: Recommender, items: pl.DataFrame, serving: Serving, now: datetime) -> Path:
+def write_bundle(
+    out: Path,
+    model: Recommender,
+    items: pl.DataFrame,
+    serving: Serving,
+    now: datetime,
+    featuriser: Featuriser | None = None,
+) -> Path:
     """Export the model, check it, and make it the current bundle of `out`.
 
     Everything is written into a directory beside, loaded there as a worker loads it, and renamed.
@@ -83,6 +93,7 @@ def write_bundle(out: Path, model: Recommender, items: pl.DataFrame, serving: Se
         out: the directory of bundles; made if it is not there.
         items: item, title and perhaps attributes (a struct), one row a row of the item tensors.
         now: the time of the export, UTC.
+        featuriser: what made the content that the model was built from.
 
     Returns:
         The bundle's directory.
@@ -100,6 +111,9 @@ def write_bundle(out: Path, model: Recommender, items: pl.DataFrame, serving: Se
         check_parity(graph, beside / MODEL, serving.length, BATCH_BUCKETS[-1], codes)
         _save_arrays(beside / ITEMS, {name: tensor.numpy() for name, tensor in _detached(model).items()})
         _write_item_rows(beside / ITEM_ROWS, items)
+        if featuriser is not None and model.item_encoder is not None:
+            featuriser.save(beside / CONTENT)
+            export_item_encoder(model.item_encoder, beside / ITEM_ENCODER, featuriser.size)
         _save_arrays(beside / EXAMPLE, _example(graph, beside / MODEL, serving.length, codes))
         name, created = _free_name(out, model.name, _content_hash(beside), now)
         write_manifest(beside, _manifest(beside, name, created, graph, inputs, outputs, serving))
@@ -166,6 +180,26 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
         if frozen:
             raise BundleError(f"export of {graph.model.name!r}: axis {frozen[0]} of {entry.name} is frozen.")
     return inputs, [_entry(value) for value in model.graph.output]
+
+
+def export_item_encoder(encoder: nn.Module, path: Path, features: int) -> None:
+    """Write the second graph: `content` float32 [n, F] to `item_vectors` [n, D] and `item_bias` [n]."""
+    with _quiet():
+        torch.onnx.export(
+            encoder.eval(),
+            (torch.zeros(3, features),),
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: Dim("n", min=1)},),
+            input_names=["content"],
+            output_names=["item_vectors", "item_bias"],
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    model = onnx.load(path)
+    _strip(model)
+    onnx.save(model, path)
 
 
 def _axes(name: str, argument: torch.Tensor) -> tuple[str | int, ...]:
@@ -269,7 +303,7 @@ def _manifest(
         name=graph.model.name,
         created=created.isoformat(timespec="seconds"),
         opset=OPSET,
-        files={file: sha256_of(directory / file) for file in CONTENTS},
+        files={path.name: sha256_of(path) for path in sorted(directory.iterdir())},
         inputs=inputs,
         outputs=outputs,
         resident={

@@ -1,6 +1,7 @@
 """The trainer's knobs: a field is a flag, an environment variable `EXPORTER_…`, and a line of `--help`."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
@@ -34,6 +35,9 @@ class TrainSettings(BaseSettings):
     time_column: str = Field("time", description="Column of the time: epoch seconds, epoch ms, or ISO 8601 text.")
     action_column: str = Field("action", description="Column of the action; without it every event is a view.")
     title_column: str = Field("title", description="Column of the title in the items.")
+    content_vectors: str = Field(
+        "", description="Column of the items with a precomputed vector: list of numbers, of one length, for every item."
+    )
 
     train_share: float = Field(
         0.8, gt=0, le=1, description="Share of the events, by time, to train on; the rest tests."
@@ -47,6 +51,9 @@ class TrainSettings(BaseSettings):
 
     length: int = Field(50, ge=1, le=1024, description="Newest events of a user that the model sees (L).")
     dim: int = Field(64, ge=2, le=1024, multiple_of=2, description="Size of an item vector (D).")
+    score: Literal["dot", "cosine", "bilinear"] = Field(
+        "dot", description="How two towers compare user and item: u·v, cos(u, v) or u'Av."
+    )
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of activations dropped in training.")
     learning_rate: float = Field(3e-3, gt=0, lt=1, description="Step size of AdamW.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")

@@ -6,7 +6,7 @@ The one file that imports ONNX Runtime. Axes: B users, N items, K list length.
 import ctypes
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +20,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # on by default since 1.31;
 import onnxruntime as ort
 
 from stream_worker.batch import NO_ITEM, Feeds, excluded_bucket
+from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError
 from stream_worker.manifest import (
     EXAMPLE,
+    ITEM_ENCODER,
     ITEM_ROWS,
     ITEMS,
     MODEL,
@@ -127,7 +129,28 @@ class Bundle:
         self._fed = [node.name for node in self._session.get_inputs()]
         self.feeds = frozenset(self._fed) - self.items.tensors.keys()
         self._given = [node.name for node in self._session.get_outputs()]
+        self._item_encoder: tuple[Featuriser, ort.InferenceSession] | None = None
         self.default_list = np.empty(0, np.int32)  # rows of the list for everybody; known after warm_up
+
+    def encode_items(self, items: Sequence[ItemRow]) -> Feeds:
+        """Rows of the resident tensors for items that training never saw, from their content.
+
+        Returns:
+            `item_vectors` float32 [n, D] and `item_bias` float32 [n].
+
+        Raises:
+            BundleError: the model does not know items by their content.
+            DataError: an item lacks its precomputed vector.
+        """
+        if ITEM_ENCODER not in self.manifest.files:
+            raise BundleError(f"bundle {self.path}: {self.manifest.name} knows no item by its content.")
+        if self._item_encoder is None:
+            session = create_session(self.path / ITEM_ENCODER)  # on the CPU, whatever the device: it is rarely used
+            self._item_encoder = Featuriser.load(self.path), session
+        featurise, session = self._item_encoder
+        content_nF = featurise([(item.title, item.attributes) for item in items])
+        vectors_nD, bias_n = session.run(["item_vectors", "item_bias"], {"content": content_nF})
+        return {"item_vectors": vectors_nD, "item_bias": bias_n}
 
     def infer(self, feeds: Feeds) -> Feeds:
         """Run the graph.

@@ -25,6 +25,8 @@ MODEL = "model.onnx"
 ITEMS = "items.npz"
 ITEM_ROWS = "items.jsonl"
 EXAMPLE = "example.npz"
+ITEM_ENCODER = "item_encoder.onnx"  # of a model that knows items by their content, with what makes features of it
+CONTENT = "content.npz"
 CONTENTS = (MODEL, ITEMS, ITEM_ROWS, EXAMPLE)
 
 # The inputs that the worker knows how to feed (design: the graph contract), with their dtypes and axes.

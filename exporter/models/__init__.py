@@ -3,10 +3,13 @@
 from exporter.models.base import REGISTRY, Graph, Plan, Recommender, create, find
 from exporter.models.gru4rec import GRU4Rec
 from exporter.models.mf import MatrixFactorisation
+from exporter.models.ncf import NCF
 from exporter.models.popularity import Popularity
 from exporter.models.sasrec import SASRec
+from exporter.models.twotower import TwoTower
 
 __all__ = [
+    "NCF",
     "REGISTRY",
     "GRU4Rec",
     "Graph",
@@ -15,6 +18,7 @@ __all__ = [
     "Popularity",
     "Recommender",
     "SASRec",
+    "TwoTower",
     "create",
     "find",
 ]

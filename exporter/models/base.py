@@ -33,7 +33,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class Plan:
         dim: D, the size of an item vector.
         dropout: share of activations dropped in training.
         repeats: whether a list may name items of the user's history.
+        content_NF: float32 [N, F], what the items are, as stream_worker/content.py has it; None where nothing is known.
+        score: how a model of two towers compares user and item.
     """
 
     items: int
@@ -69,6 +71,8 @@ class Plan:
     dim: int = 64
     dropout: float = 0.3
     repeats: bool = False
+    content_NF: Tensor | None = None
+    score: Literal["dot", "cosine", "bilinear"] = "dot"
 
     @cached_property
     def counts_N(self) -> Tensor:
@@ -90,6 +94,11 @@ class Recommender(nn.Module, ABC):
     reads: ClassVar[tuple[str, ...]] = ("history_items",)
     explains: ClassVar[bool] = False
     vector_size: int = 0
+
+    @property
+    def item_encoder(self) -> nn.Module | None:
+        """Content float32 [n, F] to `item_vectors` [n, D] and `item_bias` [n] of items that training never saw."""
+        return None
 
     @abstractmethod
     def item_tensors(self) -> dict[str, Tensor]:
