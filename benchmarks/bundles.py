@@ -25,10 +25,17 @@ def choose(given: Path | None, smoke: bool) -> Path:
         return find_bundle(given)
     if smoke:
         return synthetic(count=256, dim=16, length=10)
+    return _kept(DEMO) or synthetic()
+
+
+def _kept(models: Path) -> Path | None:
+    """The bundle there, unless there is none, or it is of another version."""
     try:
-        return find_bundle(DEMO)
+        bundle = find_bundle(models)
+        read_manifest(bundle)
     except BundleError:
-        return synthetic()
+        return None
+    return bundle
 
 
 def items(bundle: Path) -> list[str]:
@@ -46,10 +53,9 @@ def describe(bundle: Path) -> dict[str, str | int]:
 def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH, name: str = "sasrec") -> Path:
     """A model with random weights, large enough that users differ; cached."""
     out = CACHE / f"{name}-{count}x{dim}-L{length}"
-    try:
-        return find_bundle(out)
-    except BundleError:
-        pass  # not made yet
+    kept = _kept(out)
+    if kept is not None:
+        return kept
     # Not at the top: torch takes seconds to import.
     import polars as pl
     import torch
