@@ -1,4 +1,4 @@
-"""`exporter train` and `exporter verify`: the only place of the trainer that wires objects and prints."""
+"""The exporter's commands: the only place of the trainer that wires objects and prints."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pydantic_settings import BaseSettings
 from rich.console import Console
 
-from exporter.settings import TrainSettings, VerifySettings
+from exporter.settings import CompareSettings, EvaluateSettings, TrainSettings, VerifySettings
+from stream_worker import logs
 from stream_worker.errors import SettingsError, StreamWorkerError
 from stream_worker.settings import parse_arguments
 
@@ -16,8 +17,11 @@ USAGE = """usage: exporter COMMAND [flags]
 commands:
   train    train a model on a file of events, evaluate it, and write a bundle
   verify   check a bundle: its hashes, its graph, and the lists of its example
+  evaluate judge the lists of a bundle, made by the worker's own code
+  compare  judge two bundles on the same events
 
 `exporter COMMAND --help` lists the flags."""
+INTERRUPTED = "exporter: interrupted, no bundle is written; `train --resume` goes on after the last pass"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"exporter: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt:
-        print("exporter: interrupted, nothing is written", file=sys.stderr)  # noqa: T201
+        print(INTERRUPTED, file=sys.stderr)  # noqa: T201
         return 130
 
 
@@ -59,9 +63,27 @@ def verify(settings: VerifySettings, console: Console) -> None:
         console.print(f"OK   {line}")
 
 
+def evaluate(settings: EvaluateSettings, console: Console) -> None:
+    """Replay a file of events through a worker in memory, and judge the bundle's lists."""
+    from exporter.evaluate import run
+
+    logs.configure("error", "auto")  # that worker's own: rebalances and restores of a log in memory
+    run.evaluate(settings, console)
+
+
+def compare(settings: CompareSettings, console: Console) -> None:
+    """Judge two bundles, and how sure their difference is."""
+    from exporter.evaluate import run
+
+    logs.configure("error", "auto")
+    run.compare(settings, console)
+
+
 COMMANDS: dict[str, tuple[type[BaseSettings], Callable[..., None]]] = {
     "train": (TrainSettings, train),
     "verify": (VerifySettings, verify),
+    "evaluate": (EvaluateSettings, evaluate),
+    "compare": (CompareSettings, compare),
 }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from exporter.histories import Feeds, Horizon, Ints, Log, feeds_before
 from exporter.models.base import Recommender, exclude, from_history
-from exporter.ranking import ranks
+from exporter.ranks import ranks
 
 BATCH = 256
 

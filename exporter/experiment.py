@@ -16,13 +16,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from exporter.data import Columns, action_codes, first_test_event, load_events, load_items
+from exporter import dataset
+from exporter.data import action_codes, first_test_event
 from exporter.evaluation import histories_before, prequential, report, scorer_of
 from exporter.export import Serving, write_bundle
 from exporter.histories import Horizon, Log
 from exporter.models import Plan, Recommender, create
 from exporter.settings import TrainSettings
-from exporter.training import Recipe, fit, refit, seed_everything
+from exporter.trainer import Recipe
+from exporter.training import fit, refit, seed_everything
 from stream_worker.content import Featuriser, Item
 from stream_worker.errors import DataError
 
@@ -66,15 +68,10 @@ def load(settings: TrainSettings, console: Console) -> Experiment:
     Raises:
         DataError: a file is not as required, or holds too few events.
     """
-    columns = Columns(
-        settings.user_column, settings.item_column, settings.time_column, settings.action_column, settings.title_column
-    )
-    items = None
-    if settings.items:
-        items, lines = load_items(settings.items, columns)
-        _print(console, lines)
-    events, cleaning = load_events(settings.events, columns, None if items is None else items["item"].to_list())
-    _print(console, cleaning.lines())
+    data = dataset.load(settings)
+    for line in data.lines:
+        console.print(line)
+    items, events = data.items, data.events
     test = first_test_event(events.height, settings.train_share)
     validation = round(test * (1 - settings.validation_share))
     if not 0 < validation < test:
@@ -109,7 +106,10 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
         report=figures,
     )
     console.print("export: torch to ONNX, and both side by side")
-    return write_bundle(settings.out, model, experiment.items, serving, clock(), experiment.featuriser)
+    bundle = write_bundle(settings.out, model, experiment.items, serving, clock(), experiment.featuriser)
+    for path in settings.out.glob(_checkpoint(settings).name + "*"):  # only now is there nothing to resume
+        path.unlink()
+    return bundle
 
 
 def trained(experiment: Experiment, settings: TrainSettings, console: Console) -> Recommender:
@@ -119,19 +119,29 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         batch=settings.batch_size,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_steps,
+        decay_epochs=settings.decay_epochs,
         max_epochs=settings.max_epochs,
         patience=settings.patience,
         # The refit takes at most about as long as the fit before it.
         max_minutes=settings.max_minutes and settings.max_minutes / (2 if settings.refit else 1),
     )
     training = experiment.log[: experiment.test]
-    checkpoint = settings.out / f".{settings.model}.checkpoint.pt"
-
+    checkpoint = _checkpoint(settings)
     model = _new_model(experiment, settings, experiment.validation)
     epochs = 0
     if list(model.learner.parameters()):
-        course = fit(model.learner, training, experiment.validation, _served(settings), recipe, checkpoint, console)
-        checkpoint.unlink(missing_ok=True)
+        course = fit(
+            model.learner,
+            training,
+            experiment.validation,
+            _served(settings),
+            recipe,
+            checkpoint,
+            console,
+            settings.resume,
+            settings.tensorboard,
+        )
         epochs = course.best
         console.print(
             f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
@@ -142,7 +152,9 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         return model
     whole = _new_model(experiment, settings, experiment.test)
     whole.adopt(model)
-    if epochs and not refit(whole.learner, training, settings.length, epochs, recipe, console):
+    if epochs and not refit(
+        whole.learner, training, settings.length, epochs, recipe, console, checkpoint, settings.resume
+    ):
         console.print("refit: out of time; the model of the best epoch is kept, without the validation events")
         return model
     return whole
@@ -194,13 +206,12 @@ def _content(items: pl.DataFrame) -> list[Item]:
     return [(row["title"], row.get("attributes") or {}) for row in items.iter_rows(named=True)]
 
 
+def _checkpoint(settings: TrainSettings) -> Path:
+    return settings.out / f".{settings.model}.checkpoint.pt"
+
+
 def _served(settings: TrainSettings) -> Horizon:
     return Horizon(settings.length, settings.history_length, EXCLUDED_LENGTH, settings.exclude_seen)
-
-
-def _print(console: Console, lines: list[str]) -> None:
-    for line in lines:
-        console.print(line)
 
 
 def _print_figures(console: Console, name: str, events: int, kept: int, figures: dict[str, float]) -> None:

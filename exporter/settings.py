@@ -16,18 +16,14 @@ _CONFIG = SettingsConfigDict(
 )
 
 
-class TrainSettings(BaseSettings):
-    """Train a model on a file of events, evaluate it on the newest of them, and write a bundle."""
+class DataSettings(BaseSettings):
+    """The files, and how they are read: the same for training and evaluation."""
 
     model_config = _CONFIG
 
     events: Path = Field(description="Parquet, CSV or JSON lines: user, item, time and optionally action.")
     items: Path | None = Field(
         None, description="Parquet, CSV or JSON lines: item, title, attributes; events of other items are dropped."
-    )
-    out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
-    model: str = Field(
-        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
     )
 
     user_column: str = Field("user", description="Column of the user in the events.")
@@ -39,9 +35,30 @@ class TrainSettings(BaseSettings):
         "", description="Column of the items with a precomputed vector: list of numbers, of one length, for every item."
     )
 
+    max_events_per_minute: int | None = Field(
+        None, ge=1, description="A user with more events within some minute is a bot and dropped; default no limit."
+    )
+    max_events_per_hour: int | None = Field(None, ge=1, description="The same within some hour.")
+    core: int = Field(
+        1, ge=1, description="k-core: drop users and items with fewer events, until all have as many; 1 keeps all."
+    )
+    session_gap_minutes: float | None = Field(
+        None, gt=0, description="A longer silence of a user ends the session; reported, and a slice of the evaluation."
+    )
+
     train_share: float = Field(
         0.8, gt=0, le=1, description="Share of the events, by time, to train on; the rest tests."
     )
+
+
+class TrainSettings(DataSettings):
+    """Train a model on a file of events, evaluate it on the newest of them, and write a bundle."""
+
+    out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
+    model: str = Field(
+        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
+    )
+
     validation_share: float = Field(
         0.1, gt=0, lt=1, description="Share of these, their newest, that decide when to stop."
     )
@@ -57,10 +74,20 @@ class TrainSettings(BaseSettings):
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of activations dropped in training.")
     learning_rate: float = Field(3e-3, gt=0, lt=1, description="Step size of AdamW.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the step size rises to --learning-rate.")
+    decay_epochs: int = Field(
+        0, ge=0, description="Passes in which it then falls to a tenth, by a cosine, to stay there; 0 keeps it."
+    )
     batch_size: int = Field(32, ge=1, le=65536, description="Windows of histories in a training batch.")
     max_epochs: int = Field(100, ge=1, description="Most passes over the training events.")
     patience: int = Field(5, ge=1, description="Passes without a better NDCG@10 in validation before it stops.")
     max_minutes: float | None = Field(None, gt=0, description="Most minutes of training; evaluation comes on top.")
+    resume: bool = Field(
+        False, description="Go on after the last pass of an interrupted run with the same data, flags and --out."
+    )
+    tensorboard: Path | None = Field(
+        None, description="Directory for TensorBoard: loss, NDCG@10 and step size by pass; needs its package."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="The same seed and threads give the same weights.")
     threads: int = Field(2, ge=1, le=256, description="Threads of torch.")
 
@@ -70,6 +97,46 @@ class TrainSettings(BaseSettings):
     history_length: int = Field(
         64, ge=1, le=4096, description="Events that the worker keeps of a user; the evaluation goes by it, too."
     )
+
+
+class LiveSettings(DataSettings):
+    """How lists are made and judged, by `evaluate` and `compare`."""
+
+    # A field `json` would hide pydantic's own method, and an alias would read the variable JSON, without a prefix.
+    model_config = SettingsConfigDict(cli_shortcuts={"json-file": "json", "html-file": "html"})
+
+    protocol: Literal["prequential", "leave-one-out", "time-split"] = Field(
+        "prequential",
+        description="prequential: rank before each event after the cut, update after it; leave-one-out: each user's "
+        "last event, if it is after the cut; time-split: the list at the cut against all that came after.",
+    )
+    ks: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d*(,[1-9]\d*)*$",
+        description="Places at which lists are judged, comma-separated. Default: those of 1,5,10,20 that lists have.",
+    )
+    history_length: int = Field(64, ge=1, le=4096, description="Events that the worker keeps of a user (H).")
+    excluded_length: int = Field(
+        32, ge=0, le=4096, description="Items of excluding actions that the worker keeps of a user (E)."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Of the resamples behind the intervals.")
+    json_file: Path | None = Field(None, description="Write the figures there, as JSON; `--json` for short.")
+    html_file: Path | None = Field(
+        None, description="Write the report there, one page that needs no other file; `--html` for short."
+    )
+
+
+class EvaluateSettings(LiveSettings):
+    """Evaluate a bundle as a worker serves it: full ranking, by the worker's own code."""
+
+    bundle: Path = Field(description="A bundle, or a directory of bundles with a current.json.")
+
+
+class CompareSettings(LiveSettings):
+    """Evaluate two bundles on the same events: paired differences, B less A."""
+
+    a: CliPositionalArg[Path] = Field(description="A bundle, or a directory of bundles with a current.json.")
+    b: CliPositionalArg[Path] = Field(description="Another.")
 
 
 class VerifySettings(BaseSettings):

@@ -1,48 +1,24 @@
-"""Training: windows of the fitting part in small batches, AdamW, early stopping on the validation part.
+"""Training: fit with early stopping on the validation part, then refit on all; interrupted runs can go on.
 
 Axes: W windows, L history length.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
+from exporter.checkpoint import Checkpoint
+from exporter.curves import Curves
 from exporter.evaluation import ndcg, prequential, scorer_of
-from exporter.histories import Horizon, Ints, Log, windows
+from exporter.histories import Horizon, Log
 from exporter.models.base import Recommender
-from stream_worker.errors import DataError
-
-BETAS = (0.9, 0.98)  # of SASRec's Adam
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        seed: of the weights, the windows, their order and dropout.
-        batch: windows in a batch; small ones suit small data.
-        patience: epochs without a better NDCG@10 on the validation part after which training stops.
-        clip: largest norm of a step's gradients.
-        max_minutes: of training; the same seed gives the same weights only where this does not cut it short.
-    """
-
-    seed: int = 0
-    batch: int = 32
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.01
-    clip: float = 5.0
-    max_epochs: int = 100
-    patience: int = 5
-    max_minutes: float | None = None
+from exporter.trainer import Recipe, Trainer
 
 
 @dataclass
@@ -54,6 +30,12 @@ class Course:
     best: int = 0
     seconds: float = 0.0
 
+    def over(self, recipe: Recipe) -> bool:
+        """Whether another epoch is of no use, or not allowed."""
+        epochs = len(self.losses)
+        tired = bool(epochs) and epochs - self.best >= recipe.patience
+        return tired or epochs >= recipe.max_epochs or _left(recipe, self.seconds) <= 0
+
 
 def seed_everything(seed: int) -> None:
     """Make torch repeatable in this process, on the CPU with the same number of threads."""
@@ -64,121 +46,105 @@ def seed_everything(seed: int) -> None:
 
 
 def fit(
-    model: Recommender, log: Log, split: int, horizon: Horizon, recipe: Recipe, checkpoint: Path, console: Console
+    model: Recommender,
+    log: Log,
+    split: int,
+    horizon: Horizon,
+    recipe: Recipe,
+    checkpoint: Path,
+    console: Console,
+    resume: bool = False,
+    tensorboard: Path | None = None,
 ) -> Course:
     """Train the model in place until validation stops improving; leave it with the weights of the best epoch.
 
     Args:
         log: the training part; its first `split` events are fitted, the rest validates.
         horizon: what the worker will show the model; validation ranks with it.
-        checkpoint: where the best weights are kept meanwhile.
+        checkpoint: where the best weights are kept meanwhile, and beside them what a resume needs.
+        resume: go on from there, if there is something.
+        tensorboard: where to log the course; None does not.
 
     Raises:
         DataError: there is nothing to fit or to validate on, or the loss is not finite.
+        SettingsError: the checkpoint is of another run, or TensorBoard's package is not there.
     """
     course = Course()
     if not list(model.parameters()):
         return course
     events_R = np.arange(split, len(log))
-    started = time.monotonic()
-    deadline = _deadline(started, recipe)
-    with _progress(console) as progress:
-        for epoch, loss in enumerate(_epochs(model, log[:split], horizon.length, recipe, deadline, progress), start=1):
+    trainer = Trainer(model, log[:split], horizon.length, recipe)
+    kept = Checkpoint.of(checkpoint, "fit", log[:split], model, recipe)
+    state = kept.load() if resume else None
+    if state is not None:
+        trainer.load(state["trainer"])
+        course = Course(**state["course"])
+        console.print(f"resume: after epoch {trainer.epochs}")
+    began = time.monotonic() - course.seconds
+    with _progress(console, recipe) as progress, Curves(tensorboard) as curves:
+        while not course.over(recipe):
+            loss = _epoch(trainer, progress, began + _left(recipe, 0))
             course.losses.append(loss)
             course.ndcgs.append(ndcg(prequential(scorer_of(model), log, events_R, horizon), 10))
-            course.seconds = time.monotonic() - started
+            course.seconds = time.monotonic() - began
             if course.ndcgs[-1] > max(course.ndcgs[:-1], default=-1.0):
-                course.best = epoch
+                course.best = trainer.epochs
                 save(model, checkpoint)
-            note = f"epoch {epoch}: loss {loss:.3f}, validation NDCG@10 {course.ndcgs[-1]:.4f}"
+            kept.save({"trainer": trainer.state(), "course": asdict(course)})
+            curves.add(trainer.epochs, loss=loss, ndcg=course.ndcgs[-1], learning_rate=trainer.learning_rate)
             _tell(
                 console,
                 progress,
-                short=f"epoch {epoch}, NDCG@10 {course.ndcgs[-1]:.4f}",
-                line=f"{note} (best: epoch {course.best}), {course.seconds:.0f} s",
+                short=f"epoch {trainer.epochs}, NDCG@10 {course.ndcgs[-1]:.4f}",
+                line=f"epoch {trainer.epochs}: loss {loss:.3f}, validation NDCG@10 {course.ndcgs[-1]:.4f} "
+                f"(best: epoch {course.best}), {course.seconds:.0f} s",
             )
-            if epoch - course.best >= recipe.patience or epoch == recipe.max_epochs or time.monotonic() > deadline:
-                break
     model.load_state_dict(torch.load(checkpoint, weights_only=True))
     return course
 
 
-def refit(model: Recommender, log: Log, length: int, epochs: int, recipe: Recipe, console: Console) -> bool:
+def refit(
+    model: Recommender,
+    log: Log,
+    length: int,
+    epochs: int,
+    recipe: Recipe,
+    console: Console,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> bool:
     """Train a new model in place on all of the log for so many epochs.
+
+    Args:
+        checkpoint, resume: as for `fit`; None keeps nothing.
 
     Returns:
         Whether it got there; False if `max_minutes` cut it short, and the model is a torso.
 
     Raises:
         DataError: there is nothing to fit, or the loss is not finite.
+        SettingsError: the checkpoint is of another run.
     """
-    started = time.monotonic()
-    limited = replace(recipe, max_epochs=epochs)
-    deadline = _deadline(started, recipe)
-    with _progress(console) as progress:
-        for epoch, loss in enumerate(_epochs(model, log, length, limited, deadline, progress), start=1):
-            note = f"refit {epoch}/{epochs}"
-            _tell(console, progress, note, f"{note}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
-            if time.monotonic() > deadline:
+    recipe = replace(recipe, max_epochs=epochs)
+    trainer = Trainer(model, log, length, recipe)
+    kept = checkpoint and Checkpoint.of(checkpoint, "refit", log, model, recipe)
+    seconds = 0.0
+    state: dict[str, Any] | None = kept.load() if kept and resume else None
+    if state is not None:
+        trainer.load(state["trainer"])
+        seconds = state["seconds"]
+    began = time.monotonic() - seconds
+    with _progress(console, recipe) as progress:
+        while trainer.epochs < epochs:
+            loss = _epoch(trainer, progress, began + _left(recipe, 0))
+            seconds = time.monotonic() - began
+            if _left(recipe, seconds) <= 0:
                 return False
-            if epoch == epochs:
-                break
+            if kept:
+                kept.save({"trainer": trainer.state(), "seconds": seconds})
+            note = f"refit {trainer.epochs}/{epochs}"
+            _tell(console, progress, note, f"{note}: loss {loss:.3f}, {seconds:.0f} s")
     return True
-
-
-def _epochs(
-    model: Recommender, log: Log, length: int, recipe: Recipe, deadline: float, progress: Progress
-) -> Iterator[float]:
-    """Train for ever, or until the deadline cuts the last epoch short; yields the mean loss of each epoch."""
-    if not log.known_E.any():
-        raise DataError("events: none is left to train on. Give a longer log.")
-    rng = np.random.default_rng(recipe.seed)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=BETAS, fused=True
-    )
-    task = progress.add_task("training", total=None, note="")
-    for epoch in count(1):
-        batches = list(batches_of(log, length, recipe.batch, rng))
-        progress.update(task, total=recipe.max_epochs * len(batches), completed=(epoch - 1) * len(batches))
-        losses = []
-        for feeds, target_BL in batches:
-            losses.append(step(model, optimiser, feeds, target_BL, recipe.clip))
-            progress.advance(task)
-            if time.monotonic() > deadline:
-                break
-        if not np.isfinite(losses).all():
-            raise DataError(f"training: the loss is not finite in epoch {epoch}. Lower --learning-rate.")
-        yield float(np.mean(losses))
-
-
-def step(
-    model: Recommender, optimiser: torch.optim.Optimizer, feeds: dict[str, Tensor], target_BL: Tensor, clip: float
-) -> float:
-    """One step of the optimiser; the loss before it."""
-    model.train()
-    optimiser.zero_grad()
-    loss = model.loss(feeds, target_BL)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimiser.step()
-    return loss.item()
-
-
-def batches_of(
-    log: Log, length: int, size: int, rng: np.random.Generator
-) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """One epoch of training batches: feeds of at most `size` windows, and target_BL int64, in random order."""
-    events_WL = windows(log, length, rng)
-    for start_rows in np.split(rng.permutation(len(events_WL)), np.arange(size, len(events_WL), size)):
-        events = _trim(events_WL[start_rows])
-        inputs, targets = events[:, :-1], events[:, 1:]
-        feeds = {
-            "history_items": np.where(inputs >= 0, log.item_E[inputs], -1).astype(np.int32),
-            "history_actions": np.where(inputs >= 0, log.action_E[inputs], 0).astype(np.uint8),
-            "history_times": np.where(inputs >= 0, log.time_E[inputs], 0),
-        }
-        target_BL = np.where(targets >= 0, log.item_E[targets], -1)
-        yield {name: torch.from_numpy(array) for name, array in feeds.items()}, torch.from_numpy(target_BL)
 
 
 def save(model: Recommender, path: Path) -> None:
@@ -188,14 +154,19 @@ def save(model: Recommender, path: Path) -> None:
     beside.rename(path)
 
 
-def _trim(events_WL: Ints) -> Ints:
-    """Drop leading columns that no window of the batch uses; one padding column stays for the empty history."""
-    longest = int((events_WL >= 0).sum(axis=1).max())
-    return events_WL[:, -min(events_WL.shape[1], longest + 1) :]
+def _epoch(trainer: Trainer, progress: Progress, deadline: float) -> float:
+    task = progress.task_ids[0]
+
+    def begin(batches: int) -> None:
+        most = progress.tasks[0].fields["epochs"]
+        progress.update(task, total=most * batches, completed=trainer.epochs * batches)
+
+    return trainer.epoch(deadline, begin, lambda: progress.advance(task))
 
 
-def _deadline(started: float, recipe: Recipe) -> float:
-    return started + 60 * recipe.max_minutes if recipe.max_minutes else float("inf")
+def _left(recipe: Recipe, seconds: float) -> float:
+    """Seconds of `max_minutes` that are left after so many."""
+    return 60 * recipe.max_minutes - seconds if recipe.max_minutes else float("inf")
 
 
 def _tell(console: Console, progress: Progress, short: str, line: str) -> None:
@@ -205,8 +176,8 @@ def _tell(console: Console, progress: Progress, short: str, line: str) -> None:
         console.print(line)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
+def _progress(console: Console, recipe: Recipe) -> Progress:
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("at most"),
@@ -215,3 +186,5 @@ def _progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+    progress.add_task("training", total=None, note="", epochs=recipe.max_epochs)
+    return progress

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from exporter.histories import Ints
 from exporter.models.base import Plan, Recommender, Tensors, exclude, from_history, register
-from exporter.ranking import ranks
+from exporter.ranks import ranks
 
 
 @dataclass(frozen=True)

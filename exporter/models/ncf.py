@@ -27,6 +27,7 @@ class NCF(TwoTower):
     """The score of a candidate is its recall score plus what the network makes of user and item."""
 
     name: ClassVar[str] = "ncf"
+    explains: ClassVar[bool] = False  # what the network adds has no parts
 
     def __init__(self, plan: Plan) -> None:
         """Initial weights from torch's current seed."""

@@ -10,7 +10,8 @@ import torch
 from exporter.export import write_bundle
 from exporter.histories import Feeds
 from exporter.models import Plan, create
-from exporter.training import Recipe, batches_of, seed_everything, step
+from exporter.trainer import Recipe, batches_of, step
+from exporter.training import seed_everything
 from stream_worker.bundle import Bundle, ItemRow
 from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from exporter.evaluation import hit_rate, mrr, ndcg, prequential, report
 from exporter.histories import Feeds, Horizon, Log, feeds_before, windows
-from exporter.ranking import ranks
+from exporter.ranks import ranks
 
 N = 30
 

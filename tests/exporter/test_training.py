@@ -1,6 +1,7 @@
 """Training on data with a known right answer."""
 
 import copy
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from exporter.data import Columns, load_events
 from exporter.evaluation import hit_rate, prequential, scorer_of
 from exporter.histories import Horizon, Log
 from exporter.models import Plan, Recommender, create
-from exporter.training import Course, Recipe, batches_of, fit, refit, seed_everything
-from stream_worker.errors import DataError
+from exporter.models.base import Tensors
+from exporter.models.sasrec import SASRec
+from exporter.trainer import Recipe, Schedule, batches_of
+from exporter.training import Course, fit, refit, seed_everything
+from stream_worker.errors import DataError, SettingsError
 from tests.exporter.conftest import write_events
 
 pytestmark = pytest.mark.train
@@ -113,3 +117,73 @@ def test_a_batch_pairs_each_event_with_the_next_and_the_empty_history_with_the_f
     assert ((target_BL >= 0).sum(1) - (history_BL >= 0).sum(1)).abs().max() <= 1
     first = (history_BL < 0) & (target_BL >= 0)
     assert (first.sum(1) == 1).all()
+
+
+class Interrupted(SASRec):
+    """Ctrl-C in the middle of an epoch."""
+
+    steps_left = 10**9
+
+    def loss(self, feeds: Tensors, target_BL: torch.Tensor) -> torch.Tensor:
+        self.steps_left -= 1
+        if self.steps_left < 0:
+            raise KeyboardInterrupt
+        return super().loss(feeds, target_BL)
+
+
+def interruptible(log: Log, steps: int = 10**9) -> Interrupted:
+    seed_everything(0)
+    model = Interrupted(Plan(ITEMS, log, length=10, dim=16, dropout=0.2))
+    model.steps_left = steps
+    return model
+
+
+def test_a_run_that_was_interrupted_ends_with_the_weights_of_one_that_was_not(log: Log, tmp_path: Path) -> None:
+    recipe = Recipe(learning_rate=0.005, warmup_steps=30, decay_epochs=4, max_epochs=4, patience=4)
+    split, paths = int(len(log) * 0.9), [tmp_path / "whole.pt", tmp_path / "broken.pt"]
+    whole = interruptible(log)
+    expected = fit(whole, log, split, HORIZON, recipe, paths[0], QUIET)
+    with pytest.raises(KeyboardInterrupt):
+        fit(interruptible(log, steps=35), log, split, HORIZON, recipe, paths[1], QUIET)
+    again = interruptible(log)
+    found = fit(again, log, split, HORIZON, recipe, paths[1], QUIET, resume=True)
+    assert (found.losses, found.ndcgs, found.best) == (expected.losses, expected.ndcgs, expected.best)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in whole.state_dict().items())
+
+    whole = interruptible(log)
+    assert refit(whole, log, 10, 3, recipe, QUIET, paths[0])
+    with pytest.raises(KeyboardInterrupt):
+        refit(interruptible(log, steps=35), log, 10, 3, recipe, QUIET, paths[1])
+    again = interruptible(log)
+    assert refit(again, log, 10, 3, recipe, QUIET, paths[1], resume=True)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in whole.state_dict().items())
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_none_starts_anew(log: Log, tmp_path: Path) -> None:
+    path, split = tmp_path / "best.pt", int(len(log) * 0.9)
+    recipe = Recipe(max_epochs=1)
+    fit(interruptible(log), log, split, HORIZON, recipe, path, QUIET, resume=True)
+    with pytest.raises(SettingsError, match="other data or flags"):
+        fit(interruptible(log), log, split, HORIZON, Recipe(learning_rate=0.1), path, QUIET, resume=True)
+    with pytest.raises(SettingsError, match="other data or flags"):
+        fit(interruptible(log), log, split - 1, HORIZON, recipe, path, QUIET, resume=True)
+    longer = fit(interruptible(log), log, split, HORIZON, Recipe(max_epochs=2), path, QUIET, resume=True)
+    assert len(longer.losses) == 2
+    Path(f"{path}.fit").write_bytes(b"half")
+    with pytest.raises(SettingsError, match="not readable"):
+        fit(interruptible(log), log, split, HORIZON, recipe, path, QUIET, resume=True)
+
+
+def test_the_step_size_rises_in_a_line_and_falls_in_a_cosine() -> None:
+    schedule = Schedule(warmup=9, decay=4, floor=0.2)
+    assert [schedule(steps, 0) for steps in (0, 4, 9, 500)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert [schedule(99, epochs) for epochs in (0, 2, 4, 40)] == pytest.approx([1, 0.6, 0.2, 0.2])
+    assert Schedule()(0, 50) == 1
+
+
+def test_tensorboard_without_its_package_is_said_before_training(log: Log, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorboard"):
+        pytest.skip("tensorboard is installed")
+    with pytest.raises(SettingsError, match="pip install tensorboard"):
+        fit(interruptible(log, 0), log, 900, HORIZON, Recipe(), tmp_path / "b.pt", QUIET, tensorboard=tmp_path / "tb")
+    assert list(tmp_path.iterdir()) == []
