@@ -4,7 +4,7 @@ Axes: N items, R ranked events.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -117,9 +117,10 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
     checkpoint = settings.out / f".{settings.model}.checkpoint.pt"
 
     model = _new_model(experiment, settings, experiment.validation)
-    epochs = 0
+    epochs, window = 0, model.learner.window or settings.length
     if list(model.learner.parameters()):
-        course = fit(model.learner, training, experiment.validation, _served(settings), recipe, checkpoint, console)
+        seen = replace(_served(settings), length=window)
+        course = fit(model.learner, training, experiment.validation, seen, recipe, checkpoint, console)
         checkpoint.unlink(missing_ok=True)
         epochs = course.best
         console.print(
@@ -131,7 +132,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         return model
     whole = _new_model(experiment, settings, experiment.test)
     whole.adopt(model)
-    if epochs and not refit(whole.learner, training, settings.length, epochs, recipe, console):
+    if epochs and not refit(whole.learner, training, window, epochs, recipe, console):
         console.print("refit: out of time; the model of the best epoch is kept, without the validation events")
         return model
     return whole
@@ -170,9 +171,12 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
         experiment.items.height,
         experiment.log[:until],
         settings.length,
+        settings.window,
         settings.dim,
         settings.dropout,
         repeats=not settings.exclude_seen,
+        time_gaps=settings.time_gaps,
+        action_embeddings=settings.action_embeddings,
     )
 
 

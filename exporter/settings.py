@@ -26,7 +26,9 @@ class TrainSettings(BaseSettings):
     )
     out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
     model: str = Field(
-        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
+        "hybrid",
+        description="Model of the zoo (hybrid, sasrec, rules, itemknn, personal, popularity), or your own: "
+        "package.module:Class.",
     )
 
     user_column: str = Field("user", description="Column of the user in the events.")
@@ -45,7 +47,10 @@ class TrainSettings(BaseSettings):
         True, description="After stopping, train anew with the validation events, for as many epochs as were best."
     )
 
-    length: int = Field(50, ge=1, le=1024, description="Newest events of a user that the model sees (L).")
+    length: int = Field(200, ge=1, le=1024, description="Newest events of a user that the model sees (L).")
+    window: int = Field(50, ge=1, le=1024, description="Newest of these that a sequence model attends to.")
+    time_gaps: bool = Field(True, description="SASRec sees the time between events.")
+    action_embeddings: bool = Field(False, description="SASRec sees the actions.")
     dim: int = Field(64, ge=2, le=1024, multiple_of=2, description="Size of an item vector (D).")
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of activations dropped in training.")
     learning_rate: float = Field(3e-3, gt=0, lt=1, description="Step size of AdamW.")
