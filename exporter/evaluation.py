@@ -18,7 +18,6 @@ from torch import Tensor
 
 from exporter.histories import Feeds, Horizon, Ints, Log, feeds_before
 from exporter.models.base import Recommender, exclude, from_history
-from exporter.ranks import ranks
 
 BATCH = 256
 
@@ -45,6 +44,15 @@ def report(rank_R: Floats, prefix: str = "") -> dict[str, float]:
     """The figures of the manifest's report."""
     figures = {"hr@10": hit_rate(rank_R, 10), "ndcg@10": ndcg(rank_R, 10), "mrr": mrr(rank_R)}
     return {prefix + name: round(value, 5) for name, value in figures.items()}
+
+
+def ranks(scores_BN: Floats, target_B: Ints) -> NDArray[np.float64]:
+    """float64 [B]: the rank of each target, infinite if it is -1 (no row) or its score -inf (excluded)."""
+    score_B = scores_BN[np.arange(len(target_B)), target_B]
+    higher_B = (scores_BN > score_B[:, None]).sum(axis=1)
+    ties_B = (scores_BN == score_B[:, None]).sum(axis=1) - 1
+    reachable_B = (target_B >= 0) & np.isfinite(score_B)
+    return np.where(reachable_B, 1 + higher_B + ties_B / 2, np.inf)
 
 
 def prequential(scorer: Scorer, log: Log, events_R: Ints, horizon: Horizon) -> NDArray[np.float64]:

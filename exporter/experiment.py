@@ -4,7 +4,7 @@ Axes: N items, R ranked events.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -98,7 +98,7 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
     if figures:
         _print_figures(console, model.name, len(experiment.log) - experiment.test, settings.history_length, figures)
     serving = Serving(
-        length=settings.length,
+        length=min(settings.length, settings.history_length),
         k=settings.list_length,
         actions=experiment.actions,
         excluding_actions=experiment.excluding,
@@ -129,13 +129,14 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
     training = experiment.log[: experiment.test]
     checkpoint = _checkpoint(settings)
     model = _new_model(experiment, settings, experiment.validation)
-    epochs = 0
+    epochs, window = 0, model.learner.window or settings.length
     if list(model.learner.parameters()):
+        seen = replace(_served(settings), length=window)
         course = fit(
             model.learner,
             training,
             experiment.validation,
-            _served(settings),
+            seen,
             recipe,
             checkpoint,
             console,
@@ -152,9 +153,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         return model
     whole = _new_model(experiment, settings, experiment.test)
     whole.adopt(model)
-    if epochs and not refit(
-        whole.learner, training, settings.length, epochs, recipe, console, checkpoint, settings.resume
-    ):
+    if epochs and not refit(whole.learner, training, window, epochs, recipe, console, checkpoint, settings.resume):
         console.print("refit: out of time; the model of the best epoch is kept, without the validation events")
         return model
     return whole
@@ -193,11 +192,14 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
         experiment.items.height,
         experiment.log[:until],
         settings.length,
+        settings.window,
         settings.dim,
         settings.dropout,
         repeats=not settings.exclude_seen,
         content_NF=experiment.content_NF,
         score=settings.score,
+        time_gaps=settings.time_gaps,
+        action_embeddings=settings.action_embeddings,
     )
 
 

@@ -55,9 +55,7 @@ class TrainSettings(DataSettings):
     """Train a model on a file of events, evaluate it on the newest of them, and write a bundle."""
 
     out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
-    model: str = Field(
-        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
-    )
+    model: str = Field("hybrid", description="Model of the zoo (docs/models.md), or your own: package.module:Class.")
 
     validation_share: float = Field(
         0.1, gt=0, lt=1, description="Share of these, their newest, that decide when to stop."
@@ -66,7 +64,10 @@ class TrainSettings(DataSettings):
         True, description="After stopping, train anew with the validation events, for as many epochs as were best."
     )
 
-    length: int = Field(50, ge=1, le=1024, description="Newest events of a user that the model sees (L).")
+    length: int = Field(200, ge=1, le=1024, description="Newest events of a user that the model sees (L).")
+    window: int = Field(50, ge=1, le=1024, description="Newest of these that a sequence model attends to.")
+    time_gaps: bool = Field(True, description="SASRec sees the time between events.")
+    action_embeddings: bool = Field(False, description="SASRec sees the actions.")
     dim: int = Field(64, ge=2, le=1024, multiple_of=2, description="Size of an item vector (D).")
     score: Literal["dot", "cosine", "bilinear"] = Field(
         "dot", description="How two towers compare user and item: u·v, cos(u, v) or u'Av."

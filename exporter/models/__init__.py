@@ -2,9 +2,13 @@
 
 from exporter.models.base import REGISTRY, Graph, Plan, Recommender, create, find
 from exporter.models.gru4rec import GRU4Rec
+from exporter.models.hybrid import Hybrid
+from exporter.models.itemknn import ItemKNN
 from exporter.models.mf import MatrixFactorisation
 from exporter.models.ncf import NCF
+from exporter.models.personal import Personal
 from exporter.models.popularity import Popularity
+from exporter.models.rules import Rules
 from exporter.models.sasrec import SASRec
 from exporter.models.twotower import TwoTower
 
@@ -13,10 +17,14 @@ __all__ = [
     "REGISTRY",
     "GRU4Rec",
     "Graph",
+    "Hybrid",
+    "ItemKNN",
     "MatrixFactorisation",
+    "Personal",
     "Plan",
     "Popularity",
     "Recommender",
+    "Rules",
     "SASRec",
     "TwoTower",
     "create",

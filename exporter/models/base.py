@@ -47,7 +47,8 @@ Tensors = Mapping[str, Tensor]
 
 UPDATED = "updated_vector"
 MASKED = -1e9  # finite: a softmax over nothing but -inf is NaN in ONNX Runtime, though not in torch
-FILLS = {"item_bias": float("-inf")}  # the value of a row that holds no item; 0 for every other item tensor
+# The value of a row that holds no item; 0 for every other item tensor.
+FILLS = {"item_bias": float("-inf"), "item_rules_rows": -1.0, "item_knn_rows": -1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,21 +59,27 @@ class Plan:
         items: N.
         log: the events it may learn from; what is tested lies after them.
         length: L, the newest events of a user that the model looks at.
+        window: of these, the newest that a sequence model looks at: attention is dear, counts are not.
         dim: D, the size of an item vector.
         dropout: share of activations dropped in training.
         repeats: whether a list may name items of the user's history.
         content_NF: float32 [N, F], what the items are, as stream_worker/content.py has it; None where nothing is known.
         score: how a model of two towers compares user and item.
+        time_gaps: whether a sequence model sees the time between events.
+        action_embeddings: whether a sequence model sees the actions.
     """
 
     items: int
     log: Log
     length: int = 50
+    window: int = 50
     dim: int = 64
     dropout: float = 0.3
     repeats: bool = False
     content_NF: Tensor | None = None
     score: Literal["dot", "cosine", "bilinear"] = "dot"
+    time_gaps: bool = True
+    action_embeddings: bool = False
 
     @cached_property
     def counts_N(self) -> Tensor:
@@ -88,12 +95,14 @@ class Recommender(nn.Module, ABC):
         reads: the feeds it uses; the worker computes no others. `excluded_items` is always there, for its B.
         explains: whether `because` is part of the graph.
         vector_size: S, of a recurrent model; 0 for others.
+        window: the newest events that it looks at, and is trained on windows of; None: all L of the plan.
     """
 
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ("history_items",)
     explains: ClassVar[bool] = False
     vector_size: int = 0
+    window: int | None = None
 
     @property
     def item_encoder(self) -> nn.Module | None:

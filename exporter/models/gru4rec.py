@@ -32,6 +32,7 @@ class GRU4Rec(Recommender):
         """Initial weights from torch's current seed."""
         super().__init__()
         self.vector_size = plan.dim
+        self.window = min(plan.window, plan.length)  # of training; served, it has seen all there was
         self.items_ND = nn.Parameter(torch.randn(plan.items, plan.dim) * INITIAL_STD)
         self.bias_N = nn.Parameter(torch.zeros(plan.items))
         self.scale = plan.dim**0.5

@@ -20,13 +20,12 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from exporter.histories import Ints
-from exporter.models.base import Plan, Recommender, Tensors, exclude, from_history, register
-from exporter.ranks import ranks
+from exporter.models.base import Plan, Recommender, Tensors, from_history, register
+from exporter.models.tuning import Batches, best, ndcg_of, sample
 
 
 @dataclass(frozen=True)
@@ -85,24 +84,21 @@ class MatrixFactorisation(Recommender):
 
     def tune(self, validation: Iterable[tuple[Tensors, Tensor]]) -> None:
         """Choose the weights whose lists are best."""
-        batches = list(validation)
-        found = {}
-        for weights in GRID:
-            self._fit(weights)
-            found[weights] = float(np.mean(np.concatenate([self._gains(*batch) for batch in batches])))
-        self._fit(max(found, key=lambda weights: found[weights]))
+        batches = sample(validation)
+        self._fit(best(GRID, lambda weights: self._ndcg(weights, batches)))
 
     def adopt(self, tuned: Self) -> None:
         """Factorise anew with its weights."""
         self._fit(tuned.weights)
 
-    @torch.inference_mode()
-    def _gains(self, feeds: Tensors, target_B: Tensor) -> NDArray[np.float64]:
-        """1 / log2(rank + 1) of each target, the mean of which is an NDCG without a cut."""
+    def _ndcg(self, weights: Weights, batches: Batches) -> float:
+        self._fit(weights)
         items = self.item_tensors()
-        scores_BN = self.scores(self.updated(from_history(feeds, self.vector_size), items), items)
-        rank_B = ranks(exclude(scores_BN, feeds["excluded_items"]).numpy(), target_B.numpy())
-        return np.asarray(1 / np.log2(rank_B + 1))
+
+        def scores(feeds: Tensors) -> Tensor:
+            return self.scores(self.updated(from_history(feeds, self.vector_size), items), items)
+
+        return ndcg_of(scores, batches)
 
     def item_tensors(self) -> dict[str, Tensor]:
         """Item vectors [N, D]; the bias [N] is 0, and hides items."""

@@ -30,12 +30,15 @@ class TwoTower(Recommender):
     reads: ClassVar[tuple[str, ...]] = ("history_items", "history_actions")
     explains: ClassVar[bool] = True
 
+    window: int
+
     def __init__(self, plan: Plan) -> None:
         """Initial weights from torch's current seed."""
         super().__init__()
         self.tower = ItemTower(plan)
         self.score = plan.score
-        self.place_L = nn.Parameter(-torch.arange(plan.length) / 5)  # logits; 0 is the newest event
+        self.window = min(plan.window, plan.length)
+        self.place_L = nn.Parameter(-torch.arange(self.window) / 5)  # logits; 0 is the newest event
         self.action_A = nn.Parameter(torch.zeros(ACTIONS))
         self.empty_D = nn.Parameter(torch.zeros(plan.dim))  # the user without history
         self.bilinear = nn.Linear(plan.dim, plan.dim, bias=False) if plan.score == "bilinear" else None
@@ -70,7 +73,8 @@ class TwoTower(Recommender):
         if self.bilinear is not None:
             parts_BLD = self.bilinear(parts_BLD)
         parts_BKL = F.embedding(top_BK, vectors_ND) @ parts_BLD.transpose(1, 2)
-        parts_BKL = parts_BKL + torch.where(history_BL >= 0, 0.0, MASKED)[:, None]
+        in_sight_BL = (history_BL >= 0) & (torch.arange(history_BL.shape[1], 0, -1) <= self.window)
+        parts_BKL = parts_BKL + torch.where(in_sight_BL, 0.0, MASKED)[:, None]
         return torch.where(history_BL[:, -1:] >= 0, parts_BKL.argmax(dim=-1), -1)
 
     def loss(self, feeds: Tensors, target_BL: Tensor) -> Tensor:
@@ -97,11 +101,15 @@ class TwoTower(Recommender):
         return self._user(pooled_BLD[has_target_BL], (history_BL >= 0)[has_target_BL])
 
     def _weights(self, history_BL: Tensor, actions_BL: Tensor) -> Tensor:
+        """The weight of each event, [B, L]; 0 of those before the window."""
+        length = history_BL.shape[1]
+        history_BL, actions_BL = history_BL[:, -self.window :], actions_BL[:, -self.window :]
         logits_BL = (
             self.place_L[: history_BL.shape[1]].flip(0) + F.embedding(actions_BL.int(), self.action_A[:, None])[..., 0]
         )
         is_item_BL = history_BL >= 0
-        return torch.where(is_item_BL, logits_BL, MASKED).softmax(-1) * is_item_BL
+        weights_BL = torch.where(is_item_BL, logits_BL, MASKED).softmax(-1) * is_item_BL
+        return F.pad(weights_BL, (length - history_BL.shape[1], 0))
 
     def _user(self, pooled_BD: Tensor, some_B: Tensor) -> Tensor:
         if self.bilinear is not None:

@@ -39,7 +39,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     featurise = Featuriser.fit([(title, {}) for title in kinds()["title"]], buckets=128)
     content_NF = torch.from_numpy(featurise([(title, {}) for title in kinds()["title"]]))
     seed_everything(0)
-    model = create("two-tower", Plan(N, log, LENGTH, 16, 0.1, content_NF=content_NF, score=request.param))
+    model = create("two-tower", Plan(N, log, LENGTH, dim=16, dropout=0.1, content_NF=content_NF, score=request.param))
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(8):
         for feeds, target_BL in batches_of(log, LENGTH, 32, rng):

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from exporter.histories import Feeds
-from exporter.models import Recommender
+from exporter.models import Hybrid, Recommender
+from exporter.models.counts import gathered
+from exporter.models.hybrid import HALF
+from exporter.models.parts import Counted, Part, total
 from exporter.parity import random_feeds
 from stream_worker.bundle import Bundle, create_session
 from stream_worker.manifest import MODEL
@@ -43,6 +47,49 @@ def same_lists(one: Feeds, other: Feeds) -> None:
     apart_BK &= np.pad(gap_BK, ((0, 0), (0, 1)), constant_values=0) > 1e-3  # the last may tie with one off the list
     apart_BK &= np.isfinite(one["scores"])
     assert (one["items"] == other["items"])[apart_BK].all()
+
+
+def missed(model: Recommender, feeds: Feeds, items_BK: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What each item of the list loses without each column of the history, [B, K, L]: by leaving it out.
+
+    A sequence model's score has no parts: its reason is the event whose item is most like the recommended one.
+    """
+    tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    items = {name: tensor.detach() for name, tensor in model.item_tensors().items()}
+    if isinstance(model, Counted | Hybrid):
+        whole = addends(model, tensors, items, tensors)
+        lost = [whole - addends(model, tensors, items, without(tensors, column)) for column in range(LENGTH)]
+        missed_BLN = np.stack(lost, axis=1)
+        return np.take_along_axis(missed_BLN, items_BK[:, None], 2).swapaxes(1, 2)
+    history_BL = feeds["history_items"]
+    vectors_ND = items["item_vectors"].numpy()
+    alike_BKL = vectors_ND[items_BK] @ vectors_ND[np.maximum(history_BL, 0)].swapaxes(1, 2)
+    return np.where(history_BL[:, None] >= 0, alike_BKL, HIDDEN)
+
+
+def without(feeds: dict[str, torch.Tensor], column: int) -> dict[str, torch.Tensor]:
+    """The feeds with a hole in the history."""
+    history_BL = feeds["history_items"].clone()
+    history_BL[:, column] = -1
+    return {**feeds, "history_items": history_BL}
+
+
+def addends(
+    model: Counted | Hybrid,
+    whole: dict[str, torch.Tensor],
+    items: dict[str, torch.Tensor],
+    less: dict[str, torch.Tensor],
+) -> NDArray[np.float32]:
+    """What the parts give each item, [B, N], of `less`, as shares of what they give all of `whole`."""
+    score_BN = torch.zeros(USERS, N)
+    parts = [model.part] if isinstance(model, Counted) else list(model.parts)
+    weights = [1.0] if isinstance(model, Counted) else model.weights.tolist()[:-1]
+    for weight, part in zip(weights, parts, strict=True):
+        assert isinstance(part, Part)
+        items_BCM, added_BCM = part.entries(less, items)
+        x_BN = gathered(items_BCM, added_BCM / total(part.entries(whole, items)[1]), N)
+        score_BN += x_BN if isinstance(model, Counted) else weight * x_BN / (x_BN + HALF)
+    return score_BN.numpy()
 
 
 def rows_of(outputs: Feeds, users: Any) -> Feeds:
@@ -145,21 +192,21 @@ def test_a_changed_vector_changes_the_users_who_saw_the_item(bundle: Bundle, see
     assert not moved[~saw].any()
 
 
-def test_because_names_a_column_of_the_history(bundle: Bundle, model: Recommender, seed: int) -> None:
+def test_because_names_the_column_that_is_missed_most(bundle: Bundle, model: Recommender, seed: int) -> None:
     if not model.explains:
         pytest.skip("the model does not explain")
     feeds = feeds_of(seed)
     outputs = run(bundle, feeds)
-    history_BL, vectors_ND = feeds["history_items"], bundle.items.tensors["item_vectors"]
-    for user, (items, because) in enumerate(zip(outputs["items"], outputs["because"], strict=True)):
-        history: NDArray[np.int32] = history_BL[user]
-        if not (history >= 0).any():
-            assert (because == -1).all()
-            continue
-        for item, column in zip(items, because, strict=True):
-            products = np.where(history >= 0, vectors_ND[np.maximum(history, 0)] @ vectors_ND[item], HIDDEN)
-            assert history[column] >= 0
-            assert products[column] == pytest.approx(products.max(), rel=1e-4, abs=1e-4)
+    missed_BKL = missed(model, feeds, outputs["items"])
+    for user, because in enumerate(outputs["because"]):
+        history: NDArray[np.int32] = feeds["history_items"][user]
+        for place, column in enumerate(because):
+            most = missed_BKL[user, place].max()
+            if column >= 0:
+                assert history[column] >= 0
+                assert missed_BKL[user, place, column] == pytest.approx(most, rel=1e-3, abs=1e-4)
+            else:
+                assert most == pytest.approx(0, abs=1e-5) or not (history >= 0).any()
 
 
 def test_no_item_has_no_reason(bundle: Bundle, model: Recommender) -> None:

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from exporter.evaluation import hit_rate, mrr, ndcg, prequential, report
+from exporter.evaluation import hit_rate, mrr, ndcg, prequential, ranks, report
 from exporter.histories import Feeds, Horizon, Log, feeds_before, windows
-from exporter.ranks import ranks
 
 N = 30
 
