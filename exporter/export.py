@@ -20,17 +20,21 @@ import numpy as np
 import onnx
 import polars as pl
 import torch
+from torch import nn
 from torch.export import Dim
 
 from exporter.histories import Feeds
 from exporter.models.base import FILLS, Graph, Recommender
+from exporter.models.gru import TRANSLATIONS
 from exporter.parity import check_parity, padded, random_feeds
 from stream_worker.bundle import Bundle, create_session
+from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError
 from stream_worker.manifest import (
-    CONTENTS,
+    CONTENT,
     EXAMPLE,
     FEEDS,
+    ITEM_ENCODER,
     ITEM_ROWS,
     ITEMS,
     MODEL,
@@ -47,6 +51,7 @@ from stream_worker.manifest import (
 OPSET = 20
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 LENGTH_BUCKETS = (8, 16, 32, 64, 128, 256)
+NEW_BUCKETS = (1, 4, 16)
 EXAMPLE_USERS = 7
 EXAMPLE_EXCLUDED = 16
 
@@ -72,7 +77,14 @@ class Serving:
     report: dict[str, float] = field(default_factory=dict)
 
 
-def write_bundle(out: Path, model: Recommender, items: pl.DataFrame, serving: Serving, now: datetime) -> Path:
+def write_bundle(
+    out: Path,
+    model: Recommender,
+    items: pl.DataFrame,
+    serving: Serving,
+    now: datetime,
+    featuriser: Featuriser | None = None,
+) -> Path:
     """Export the model, check it, and make it the current bundle of `out`.
 
     Everything is written into a directory beside, loaded there as a worker loads it, and renamed.
@@ -81,6 +93,7 @@ def write_bundle(out: Path, model: Recommender, items: pl.DataFrame, serving: Se
         out: the directory of bundles; made if it is not there.
         items: item, title and perhaps attributes (a struct), one row a row of the item tensors.
         now: the time of the export, UTC.
+        featuriser: what made the content that the model was built from.
 
     Returns:
         The bundle's directory.
@@ -98,6 +111,9 @@ def write_bundle(out: Path, model: Recommender, items: pl.DataFrame, serving: Se
         check_parity(graph, beside / MODEL, serving.length, BATCH_BUCKETS[-1], codes)
         _save_arrays(beside / ITEMS, {name: tensor.numpy() for name, tensor in _detached(model).items()})
         _write_item_rows(beside / ITEM_ROWS, items)
+        if featuriser is not None and model.item_encoder is not None:
+            featuriser.save(beside / CONTENT)
+            export_item_encoder(model.item_encoder, beside / ITEM_ENCODER, featuriser.size)
         _save_arrays(beside / EXAMPLE, _example(graph, beside / MODEL, serving.length, codes))
         name, created = _free_name(out, model.name, _content_hash(beside), now)
         write_manifest(beside, _manifest(beside, name, created, graph, inputs, outputs, serving))
@@ -125,11 +141,11 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
     """
     tensors = padded(_detached(graph.model), graph.k)
     # B of the example is neither 1, which would be frozen, nor another axis's size.
-    feeds = random_feeds(np.random.default_rng(0), graph.k, 3, min(2, length), 4, [1])
+    feeds = random_feeds(np.random.default_rng(0), graph.k, 3, min(2, length), 4, [1], graph.model.vector_size)
     arguments = [torch.from_numpy(feeds[name]) for name in graph.feeds] + list(tensors.values())
     dims = {"B": Dim("B", min=1), "N": Dim("N", min=graph.k), "X": Dim("X", min=0)}
     if length > 1:  # an axis of one size is a constant
-        dims["L"] = Dim("L", min=1, max=length)
+        dims |= {"L": Dim("L", min=1, max=length), "M": Dim("M", min=1, max=length)}
     axes = [_axes(name, argument) for name, argument in zip(graph.inputs, arguments, strict=True)]
     dynamic = tuple({place: dims[axis] for place, axis in enumerate(shape) if axis in dims} for shape in axes)
     with _quiet():
@@ -143,6 +159,7 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
                 input_names=graph.inputs,
                 output_names=graph.outputs,
                 opset_version=OPSET,
+                custom_translation_table=TRANSLATIONS,
                 external_data=False,  # else the weights lie in a second file
                 verbose=False,
             )
@@ -165,8 +182,30 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
     return inputs, [_entry(value) for value in model.graph.output]
 
 
+def export_item_encoder(encoder: nn.Module, path: Path, features: int) -> None:
+    """Write the second graph: `content` float32 [n, F] to `item_vectors` [n, D] and `item_bias` [n]."""
+    with _quiet():
+        torch.onnx.export(
+            encoder.eval(),
+            (torch.zeros(3, features),),
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: Dim("n", min=1)},),
+            input_names=["content"],
+            output_names=["item_vectors", "item_bias"],
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    model = onnx.load(path)
+    _strip(model)
+    onnx.save(model, path)
+
+
 def _axes(name: str, argument: torch.Tensor) -> tuple[str | int, ...]:
-    """The axes of an input: the contract's names, and of an item tensor N and its sizes."""
+    """The axes of an input: the contract's names, S as its size, and of an item tensor N and its sizes."""
+    if name == "vector":
+        return "B", argument.shape[1]
     return FEEDS[name][1] if name in FEEDS else ("N", *argument.shape[1:])
 
 
@@ -190,16 +229,18 @@ def _strip(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch says of every export: merged axis names, and that torchvision is absent."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence what is said of every export: merged axis names, what is not folded, that torchvision is absent."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _detached(model: Recommender) -> dict[str, torch.Tensor]:
@@ -223,7 +264,8 @@ def _example(graph: Graph, model_path: Path, length: int, codes: list[int]) -> F
     items = _detached(graph.model)
     tensors = {name: tensor.numpy() for name, tensor in padded(items, graph.k).items()}
     rng = np.random.default_rng(0)
-    feeds = random_feeds(rng, len(items["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes)
+    size = graph.model.vector_size
+    feeds = random_feeds(rng, len(items["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes, size)
     feeds = {name: feeds[name] for name in graph.feeds}
     outputs = create_session(model_path).run(graph.outputs, feeds | tensors)
     example = {f"input.{name}": array for name, array in feeds.items()}
@@ -261,7 +303,7 @@ def _manifest(
         name=graph.model.name,
         created=created.isoformat(timespec="seconds"),
         opset=OPSET,
-        files={file: sha256_of(directory / file) for file in CONTENTS},
+        files={path.name: sha256_of(path) for path in sorted(directory.iterdir())},
         inputs=inputs,
         outputs=outputs,
         resident={
@@ -272,14 +314,18 @@ def _manifest(
         L=serving.length,
         K=serving.k,
         D=tensors["item_vectors"].shape[1] if "item_vectors" in tensors else 0,
+        S=graph.model.vector_size,
         actions=serving.actions,
         excluding_actions=serving.excluding_actions,
         exclude_seen=serving.exclude_seen,
-        buckets=Buckets(
-            list(BATCH_BUCKETS), [size for size in LENGTH_BUCKETS if size < serving.length] + [serving.length]
-        ),
+        buckets=Buckets(list(BATCH_BUCKETS), _upto(serving.length, LENGTH_BUCKETS), _upto(serving.length, NEW_BUCKETS)),
         report=serving.report,
     )
+
+
+def _upto(length: int, buckets: tuple[int, ...]) -> list[int]:
+    """Those below the length, and the length."""
+    return [*(size for size in buckets if size < length), length]
 
 
 def _json_fill(fill: float) -> float | Literal["-inf"]:

@@ -1,6 +1,6 @@
 """Does the exported graph do what the model does? Torch and ONNX Runtime side by side, on what breaks graphs.
 
-Axes: B users, L history length, N items, X excluded items, K list length.
+Axes: B users, L history length, M new events, S size of a user's vector, N items, X excluded items, K list length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from exporter.histories import Feeds
-from exporter.models.base import FILLS, Graph, exclude
+from exporter.models.base import FILLS, UPDATED, Graph, exclude
 from stream_worker.bundle import TOLERANCE, create_session
 from stream_worker.errors import BundleError
 
@@ -39,12 +39,17 @@ def check_parity(graph: Graph, model_path: Path, length: int, largest_batch: int
     session = create_session(model_path)
     items = padded({name: tensor.detach() for name, tensor in graph.model.item_tensors().items()}, graph.k)
     worst = 0.0
-    for case, feeds in cases(len(items["item_bias"]), length, largest_batch, actions):
+    for case, feeds in cases(len(items["item_bias"]), length, largest_batch, actions, graph.model.vector_size):
         for tail in (0, TAIL):
             tensors = padded(items, len(items["item_bias"]) + tail)
             inputs = {name: feeds[name] for name in graph.feeds} | {n: t.numpy() for n, t in tensors.items()}
             found = dict(zip(graph.outputs, session.run(graph.outputs, inputs), strict=True))
             problem, difference = compare(graph, inputs, found)
+            if UPDATED in found and not problem:  # once more, from a vector that such users can have
+                inputs["vector"] = found[UPDATED]
+                found = dict(zip(graph.outputs, session.run(graph.outputs, inputs), strict=True))
+                problem, again = compare(graph, inputs, found)
+                difference = max(difference, again)
             worst = max(worst, difference)
             if problem:
                 raise BundleError(
@@ -64,7 +69,9 @@ def compare(graph: Graph, inputs: Feeds, found: Feeds) -> tuple[str, float]:
     with torch.inference_mode():
         expected = dict(zip(graph.outputs, graph(*(named[name] for name in graph.inputs)), strict=True))
         feeds = {name: named[name] for name in graph.feeds}
-        scores_BN = exclude(graph.model.scores(feeds, named), feeds["excluded_items"]).numpy()
+        scores_BN = exclude(
+            graph.model.scores(graph.model.updated(feeds, named), named), feeds["excluded_items"]
+        ).numpy()
     wanted_BK, found_BK, items_BK = expected["scores"].numpy(), found["scores"], found["items"]
     difference_BK = np.maximum(
         _difference(found_BK, wanted_BK), _difference(np.take_along_axis(scores_BN, items_BK, 1), wanted_BK)
@@ -78,6 +85,10 @@ def compare(graph: Graph, inputs: Feeds, found: Feeds) -> tuple[str, float]:
         return "a list names an item twice", worst
     if "because" in found and _other_reasons(inputs["history_items"], expected, found):
         return "`because` differs", worst
+    if UPDATED in found:
+        worst = max(worst, float(_difference(found[UPDATED], expected[UPDATED].numpy()).max(initial=0)))
+        if not worst <= TOLERANCE:
+            return "`vector` differs", worst
     return "", worst
 
 
@@ -89,29 +100,43 @@ def padded(tensors: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tenso
     }
 
 
-def cases(n: int, length: int, largest_batch: int, actions: Sequence[int]) -> Iterator[tuple[str, Feeds]]:
+def cases(
+    n: int, length: int, largest_batch: int, actions: Sequence[int], vector_size: int
+) -> Iterator[tuple[str, Feeds]]:
     """Batches of 1, 2, 7 and the largest bucket; L of 1, about half, and all; empty, short and full histories."""
     rng = np.random.default_rng(0)
     for batch in sorted({*BATCHES, largest_batch}):
         for longest in sorted({1, (length + 1) // 2, length}):
             for excluded in RANDOM_X:
-                feeds = random_feeds(rng, n, batch, longest, excluded, actions)
+                feeds = random_feeds(rng, n, batch, longest, excluded, actions, vector_size)
                 yield f"batch {batch}, history length {longest}, {excluded} excluded", feeds
 
 
 def random_feeds(
-    rng: np.random.Generator, n: int, batch: int, length: int, excluded: int, actions: Sequence[int]
+    rng: np.random.Generator,
+    n: int,
+    batch: int,
+    length: int,
+    excluded: int,
+    actions: Sequence[int],
+    vector_size: int = 0,
 ) -> Feeds:
-    """All feeds of the contract for random users; the last one's history is full, the one before it has none."""
+    """All feeds of the contract for random users; the last one's history is full, the one before it has none.
+
+    All of a history is new, and the vector zero.
+    """
     size_B = rng.integers(0, length + 1, batch)
     size_B[-2:-1], size_B[-1] = 0, length
     filled_BL = np.arange(length) >= length - size_B[:, None]
     times_BL = START_MS + np.cumsum(rng.integers(0, 100_000, (batch, length)), axis=1) * 1000
     rows_BX = np.where(rng.random((batch, excluded)) < 0.7, rng.integers(0, n, (batch, excluded)), -1)
-    return {
-        "history_items": np.where(filled_BL, rng.integers(0, n, (batch, length)), -1).astype(np.int32),
-        "history_actions": np.where(filled_BL, rng.choice(actions, (batch, length)), 0).astype(np.uint8),
-        "history_times": np.where(filled_BL, times_BL, 0),
+    events: Feeds = {
+        "items": np.where(filled_BL, rng.integers(0, n, (batch, length)), -1).astype(np.int32),
+        "actions": np.where(filled_BL, rng.choice(actions, (batch, length)), 0).astype(np.uint8),
+        "times": np.where(filled_BL, times_BL, 0),
+    }
+    return {f"{prefix}_{name}": array for prefix in ("history", "new") for name, array in events.items()} | {
+        "vector": np.zeros((batch, vector_size), np.float32),
         "now": np.where(size_B > 0, times_BL[:, -1], 0),
         "excluded_items": rows_BX.astype(np.int32),
     }

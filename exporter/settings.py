@@ -31,6 +31,9 @@ class DataSettings(BaseSettings):
     time_column: str = Field("time", description="Column of the time: epoch seconds, epoch ms, or ISO 8601 text.")
     action_column: str = Field("action", description="Column of the action; without it every event is a view.")
     title_column: str = Field("title", description="Column of the title in the items.")
+    content_vectors: str = Field(
+        "", description="Column of the items with a precomputed vector: list of numbers, of one length, for every item."
+    )
 
     max_events_per_minute: int | None = Field(
         None, ge=1, description="A user with more events within some minute is a bot and dropped; default no limit."
@@ -52,9 +55,7 @@ class TrainSettings(DataSettings):
     """Train a model on a file of events, evaluate it on the newest of them, and write a bundle."""
 
     out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
-    model: str = Field(
-        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
-    )
+    model: str = Field("hybrid", description="Model of the zoo (docs/models.md), or your own: package.module:Class.")
 
     validation_share: float = Field(
         0.1, gt=0, lt=1, description="Share of these, their newest, that decide when to stop."
@@ -63,8 +64,14 @@ class TrainSettings(DataSettings):
         True, description="After stopping, train anew with the validation events, for as many epochs as were best."
     )
 
-    length: int = Field(50, ge=1, le=1024, description="Newest events of a user that the model sees (L).")
+    length: int = Field(200, ge=1, le=1024, description="Newest events of a user that the model sees (L).")
+    window: int = Field(50, ge=1, le=1024, description="Newest of these that a sequence model attends to.")
+    time_gaps: bool = Field(True, description="SASRec sees the time between events.")
+    action_embeddings: bool = Field(False, description="SASRec sees the actions.")
     dim: int = Field(64, ge=2, le=1024, multiple_of=2, description="Size of an item vector (D).")
+    score: Literal["dot", "cosine", "bilinear"] = Field(
+        "dot", description="How two towers compare user and item: u·v, cos(u, v) or u'Av."
+    )
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of activations dropped in training.")
     learning_rate: float = Field(3e-3, gt=0, lt=1, description="Step size of AdamW.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")

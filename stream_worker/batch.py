@@ -1,10 +1,10 @@
 """Touched users to the arrays that the graph asks for: known items only, sorted by length, sliced, padded to buckets.
 
-Pure: arrays in, arrays out. Axes: B users, H history kept, L history the graph looks at, E excluded kept,
-X excluded items fed.
+Pure: arrays in, arrays out. Axes: B users, H history kept, L history the graph looks at, M new events, E excluded kept,
+X excluded items fed, S size of a user's vector.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_worker.manifest import Buckets
-from stream_worker.state import Histories
+from stream_worker.state import Histories, Vectors
 
 NO_ITEM = -1
 Feeds = dict[str, NDArray[Any]]
@@ -54,15 +54,23 @@ class Prepared:
     now_B: NDArray[np.int64]  # time of the user's newest event, known or not, epoch ms
     excluded_items_BX: NDArray[np.int32]
     excluded_length_B: NDArray[np.intp]
+    new_length_B: NDArray[np.intp]  # of the history, the newest events that `vector_BS` has not seen
+    vector_BS: NDArray[np.float32]
 
 
 def prepare(
-    histories: Histories, items: ItemIndex, vocabulary: Vocabulary, length: int, exclude_seen: bool
+    histories: Histories,
+    vectors: Vectors,
+    items: ItemIndex,
+    vocabulary: Vocabulary,
+    length: int,
+    exclude_seen: bool,
 ) -> Prepared:
     """Translate states into the model's terms.
 
     Args:
         histories: the users.
+        vectors: theirs.
         items: hash -> row.
         vocabulary: of the model, for the interned actions of the state.
         length: L, the newest known events that are kept.
@@ -94,7 +102,12 @@ def prepare(
     (excluded_BX,), excluded_B = right_align(
         np.concatenate([seen_BH, kept_BE], 1), excluded_BHE.shape[1], ((excluded_BHE, np.int32, NO_ITEM),)
     )
-    return Prepared(items_BL, actions_BL, times_BL, length_B, now_B, excluded_BX, excluded_B)
+    # Beyond L the graph could not see all that is new: then the vector starts again from the history.
+    rebuilt_B = vectors.unseen_B > np.minimum(histories.length_B, length)
+    unseen_BH = filled_BH & (np.arange(H) >= (histories.length_B - vectors.unseen_B)[:, None])
+    new_B = np.where(rebuilt_B, length_B, np.minimum((known_BH & unseen_BH).sum(1), length_B))
+    vector_BS = np.where(rebuilt_B[:, None], np.float32(0), vectors.vector_BS)
+    return Prepared(items_BL, actions_BL, times_BL, length_B, now_B, excluded_BX, excluded_B, new_B, vector_BS)
 
 
 def right_align(
@@ -121,31 +134,48 @@ def right_align(
     return aligned, np.minimum(from_right_BH[:, 0], length) if keep_BH.shape[1] else np.zeros(len(keep_BH), np.intp)
 
 
-def slices(prepared: Prepared, buckets: Buckets) -> Iterator[tuple[NDArray[np.intp], Feeds]]:
+def slices(prepared: Prepared, buckets: Buckets, wanted: Container[str]) -> Iterator[tuple[NDArray[np.intp], Feeds]]:
     """Cut users into batches of like length, and pad each to its bucket.
 
-    Sorting first makes the padding small: a batch costs its longest history.
+    Sorting first makes the padding small: a batch costs its longest history, or its most new events, where the graph
+    looks at these. So vectors that are rebuilt share no batch with many that are only updated.
+
+    Args:
+        wanted: names of the feeds that the graph takes.
 
     Yields:
         The users of the batch as indices into `prepared`, and the feeds, whose rows beyond these users are padding.
     """
-    order_B = np.argsort(prepared.history_length_B, kind="stable")
+    new = "new_items" in wanted
+    order_B = np.argsort(prepared.new_length_B if new else prepared.history_length_B, kind="stable")
     largest = buckets.batch[-1]
     for start in range(0, len(order_B), largest):
         users_b = order_B[start : start + largest]
         batch = _bucket(len(users_b), buckets.batch)
-        length = _bucket(int(prepared.history_length_B[users_b[-1]]), buckets.length)
         excluded = excluded_bucket(int(prepared.excluded_length_B[users_b].max()))
-        yield (
-            users_b,
-            {
-                "history_items": _pad(prepared.history_items_BL, users_b, batch, length, NO_ITEM),
-                "history_actions": _pad(prepared.history_actions_BL, users_b, batch, length, 0),
-                "history_times": _pad(prepared.history_times_BL, users_b, batch, length, 0),
-                "now": _pad(prepared.now_B[:, None], users_b, batch, 1, 0)[:, 0],
-                "excluded_items": _pad(prepared.excluded_items_BX, users_b, batch, excluded, NO_ITEM),
-            },
-        )
+        feeds = {
+            "now": _pad(prepared.now_B[:, None], users_b, batch, 1, 0)[:, 0],
+            "excluded_items": _pad(prepared.excluded_items_BX, users_b, batch, excluded, NO_ITEM),
+        }
+        length = _bucket(int(prepared.history_length_B[users_b].max()), buckets.length)
+        feeds |= _events("history", prepared, users_b, batch, length)
+        if new:
+            length = _bucket(int(prepared.new_length_B[users_b[-1]]), buckets.new)
+            feeds |= _events("new", prepared, users_b, batch, length)
+            seen_bM = np.arange(length) < length - prepared.new_length_B[users_b, None]
+            feeds["new_items"][: len(users_b)][seen_bM] = NO_ITEM
+            feeds["new_actions"][: len(users_b)][seen_bM] = feeds["new_times"][: len(users_b)][seen_bM] = 0
+            feeds["vector"] = _pad(prepared.vector_BS, users_b, batch, prepared.vector_BS.shape[1], 0)
+        yield users_b, feeds
+
+
+def _events(prefix: str, prepared: Prepared, users_b: NDArray[np.intp], batch: int, length: int) -> Feeds:
+    """The newest `length` events of these users."""
+    return {
+        f"{prefix}_items": _pad(prepared.history_items_BL, users_b, batch, length, NO_ITEM),
+        f"{prefix}_actions": _pad(prepared.history_actions_BL, users_b, batch, length, 0),
+        f"{prefix}_times": _pad(prepared.history_times_BL, users_b, batch, length, 0),
+    }
 
 
 def excluded_bucket(length: int) -> int:

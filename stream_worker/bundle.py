@@ -6,7 +6,7 @@ The one file that imports ONNX Runtime. Axes: B users, N items, K list length.
 import ctypes
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +20,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # on by default since 1.31;
 import onnxruntime as ort
 
 from stream_worker.batch import NO_ITEM, Feeds, excluded_bucket
+from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError
 from stream_worker.manifest import (
     EXAMPLE,
+    ITEM_ENCODER,
     ITEM_ROWS,
     ITEMS,
     MODEL,
@@ -125,8 +127,30 @@ class Bundle:
         )
         self.device, self._session = _open_session(self.path / MODEL, device, threads)
         self._fed = [node.name for node in self._session.get_inputs()]
+        self.feeds = frozenset(self._fed) - self.items.tensors.keys()
         self._given = [node.name for node in self._session.get_outputs()]
+        self._item_encoder: tuple[Featuriser, ort.InferenceSession] | None = None
         self.default_list = np.empty(0, np.int32)  # rows of the list for everybody; known after warm_up
+
+    def encode_items(self, items: Sequence[ItemRow]) -> Feeds:
+        """Rows of the resident tensors for items that training never saw, from their content.
+
+        Returns:
+            `item_vectors` float32 [n, D] and `item_bias` float32 [n].
+
+        Raises:
+            BundleError: the model does not know items by their content.
+            DataError: an item lacks its precomputed vector.
+        """
+        if ITEM_ENCODER not in self.manifest.files:
+            raise BundleError(f"bundle {self.path}: {self.manifest.name} knows no item by its content.")
+        if self._item_encoder is None:
+            session = create_session(self.path / ITEM_ENCODER)  # on the CPU, whatever the device: it is rarely used
+            self._item_encoder = Featuriser.load(self.path), session
+        featurise, session = self._item_encoder
+        content_nF = featurise([(item.title, item.attributes) for item in items])
+        vectors_nD, bias_n = session.run(["item_vectors", "item_bias"], {"content": content_nF})
+        return {"item_vectors": vectors_nD, "item_bias": bias_n}
 
     def infer(self, feeds: Feeds) -> Feeds:
         """Run the graph.
@@ -150,9 +174,9 @@ class Bundle:
         start = time.perf_counter()
         self.check_example()
         buckets = self.manifest.buckets
-        for length in buckets.length:
+        for length in buckets.new if "new_items" in self.feeds else buckets.length:
             for batch in reversed(buckets.batch):
-                outputs = self.infer(_empty_feeds(batch, length))
+                outputs = self.infer(_empty_feeds(batch, length, self.manifest.S))
         top = outputs["items"][0][np.isfinite(outputs["scores"][0])]
         self.default_list = top.astype(np.int32)
         return time.perf_counter() - start
@@ -235,11 +259,14 @@ def _open_session(model: Path, device: str, threads: int) -> tuple[Device, ort.I
     return "cpu", create_session(model, "cpu", threads)
 
 
-def _empty_feeds(batch: int, length: int) -> Feeds:
-    return {
-        "history_items": np.full((batch, length), NO_ITEM, np.int32),
-        "history_actions": np.zeros((batch, length), np.uint8),
-        "history_times": np.zeros((batch, length), np.int64),
+def _empty_feeds(batch: int, length: int, vector_size: int) -> Feeds:
+    events: Feeds = {
+        "items": np.full((batch, length), NO_ITEM, np.int32),
+        "actions": np.zeros((batch, length), np.uint8),
+        "times": np.zeros((batch, length), np.int64),
+    }
+    return {f"{prefix}_{name}": array for name, array in events.items() for prefix in ("history", "new")} | {
         "now": np.zeros(batch, np.int64),
+        "vector": np.zeros((batch, vector_size), np.float32),
         "excluded_items": np.full((batch, excluded_bucket(length)), NO_ITEM, np.int32),
     }

@@ -2,7 +2,8 @@
 
 The exporter writes it last, the worker reads it first. It is data only: no code, no pickle.
 
-Axes: B users, L history length, X excluded items, N items, D item dimension, K list length.
+Axes: B users, L history length, M new events, X excluded items, S size of a user's vector, N items, D item dimension,
+K list length.
 """
 
 import hashlib
@@ -24,6 +25,8 @@ MODEL = "model.onnx"
 ITEMS = "items.npz"
 ITEM_ROWS = "items.jsonl"
 EXAMPLE = "example.npz"
+ITEM_ENCODER = "item_encoder.onnx"  # of a model that knows items by their content, with what makes features of it
+CONTENT = "content.npz"
 CONTENTS = (MODEL, ITEMS, ITEM_ROWS, EXAMPLE)
 
 # The inputs that the worker knows how to feed (design: the graph contract), with their dtypes and axes.
@@ -32,6 +35,10 @@ FEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "history_actions": ("uint8", ("B", "L")),
     "history_times": ("int64", ("B", "L")),
     "now": ("int64", ("B",)),
+    "vector": ("float32", ("B", "S")),
+    "new_items": ("int32", ("B", "M")),
+    "new_actions": ("uint8", ("B", "M")),
+    "new_times": ("int64", ("B", "M")),
     "excluded_items": ("int32", ("B", "X")),
 }
 REQUIRED_OUTPUTS = ("items", "scores")
@@ -65,10 +72,11 @@ class ResidentEntry(msgspec.Struct, frozen=True):
 
 
 class Buckets(msgspec.Struct, frozen=True):
-    """The shapes the worker pads to, ascending: users in a batch, and history lengths (the last is L)."""
+    """The shapes the worker pads to, ascending: users in a batch, history lengths, and new events (their last is L)."""
 
     batch: list[int]
     length: list[int]
+    new: list[int]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +95,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     L: int  # newest known events of a user that the graph looks at
     K: int  # items in a list
     D: int  # item dimension; 0 if the model has none
+    S: int  # size of a user's vector, float32, which the graph updates; 0 if it keeps none
     actions: dict[str, int]  # action -> code 1..255; other actions are left out of the batch
     excluding_actions: list[str]  # an item with one of these is never recommended to the user again
     exclude_seen: bool  # whether any item of the history is left out of the list
@@ -178,11 +187,12 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield "items, K and L must be at least 1."
     if not all(0 < code < 256 for code in manifest.actions.values()):
         yield "action codes must lie in 1..255."
-    for axis, sizes in (("batch", manifest.buckets.batch), ("length", manifest.buckets.length)):
+    buckets = manifest.buckets
+    for axis, sizes in (("batch", buckets.batch), ("length", buckets.length), ("new", buckets.new)):
         if not sizes or sizes[0] < 1 or sizes != sorted(set(sizes)):
             yield f"buckets.{axis} must be ascending and positive."
-    if manifest.buckets.length and manifest.buckets.length[-1] != manifest.L:
-        yield f"the last of buckets.length must be L = {manifest.L}."
+        elif axis != "batch" and sizes[-1] != manifest.L:
+            yield f"the last of buckets.{axis} must be L = {manifest.L}."
 
 
 def _graph_problems(manifest: Manifest) -> Iterator[str]:
@@ -195,6 +205,11 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
     names = {entry.name for entry in manifest.outputs}
     if not names.issuperset(REQUIRED_OUTPUTS):
         yield f"the graph gives {sorted(names)}, but must give {list(REQUIRED_OUTPUTS)}."
+    vectors = [e for e in (*manifest.inputs, *manifest.outputs) if e.name in ("vector", "updated_vector")]
+    if any((entry.dtype, entry.shape) != ("float32", ["B", manifest.S]) for entry in vectors):
+        yield f"vector and updated_vector must be float32 [B, S = {manifest.S}]."
+    if len(vectors) != (2 if manifest.S else 0):
+        yield "a graph that keeps a vector takes `vector`, gives `updated_vector`, and S is its size; else S is 0."
     if "item_bias" not in manifest.resident:
         yield "no resident tensor item_bias: without it no row can be hidden."
 

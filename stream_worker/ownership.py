@@ -54,16 +54,24 @@ class Ownership(Mapping[int, Owned]):
         metrics: restores and rebalances.
         actions: names of restored actions are interned there.
         list_length: K.
+        vector_size: S.
     """
 
     def __init__(
-        self, settings: Settings, transport: Transport, metrics: Metrics, actions: Actions, list_length: int
+        self,
+        settings: Settings,
+        transport: Transport,
+        metrics: Metrics,
+        actions: Actions,
+        list_length: int,
+        vector_size: int = 0,
     ) -> None:
         self._settings = settings
         self._transport = transport
         self._metrics = metrics
         self._actions = actions
         self._list_length = list_length
+        self._vector_size = vector_size
         self._owned: dict[int, Owned] = {}
 
     def __getitem__(self, number: int) -> Owned:
@@ -115,7 +123,7 @@ class Ownership(Mapping[int, Owned]):
         ttl_ms = None if settings.user_ttl_s is None else int(settings.user_ttl_s * 1000)
         state = Partition(
             number, settings.history_length, settings.excluded_length, self._list_length,
-            settings.max_users_per_partition, ttl_ms,
+            settings.max_users_per_partition, ttl_ms, self._vector_size,
         )  # fmt: skip
         loader = Loader(state, self._actions, f"{settings.state_topic}-{number}")
         self._owned[number] = Owned(state, assigned, loader, time.monotonic())

@@ -4,6 +4,7 @@ A user with events that no list covers is *marked*. A step folds what was polled
 serves marked users. A list that fails to arrive marks its user again, so the newest list wins.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from stream_worker.outbox import Outbox, Sent
 from stream_worker.ownership import Lease, Owned, Ownership
 from stream_worker.rejects import Breaker, rejected
 from stream_worker.settings import Settings
-from stream_worker.state import Actions, Histories, Partition
+from stream_worker.state import Actions, Histories, Partition, Vectors
 from stream_worker.transports.base import Cause, Polled, Record, Topic, Transport
 
 log = structlog.get_logger(__name__)
@@ -99,7 +100,7 @@ class Pipeline:
         self._outbox = Outbox(transport, metrics, manifest.model, settings.variant, settings.max_in_flight, self._lease)
         self._breaker = Breaker(settings.events_topic, settings.max_reject_share)
         self._judge = Judge(metrics, settings.variant, bundle.default_list[: self._k])
-        self.owned = Ownership(settings, transport, metrics, self.actions, self._k)
+        self.owned = Ownership(settings, transport, metrics, self.actions, self._k, manifest.S)
         self._checkpoints = Checkpoints(settings, transport, metrics, self.actions)
         self.marked = Marked()
         self._stalled = False  # users are marked, but nothing may be sent
@@ -279,14 +280,19 @@ class Pipeline:
         if len(self.actions.names) != self._vocabulary_names:
             self._vocabulary_names = len(self.actions.names)
             self._vocabulary = Vocabulary.of(self.actions.names, manifest.actions, manifest.excluding_actions)
-        histories = Histories.concatenate(list(_gather(users)))
-        prepared = prepare(histories, self._bundle.items, self._vocabulary, manifest.L, self._exclude_seen)
+        of_partition = list(_by_partition(users))
+        histories = Histories.concatenate([state.gather(rows) for state, rows in of_partition])
+        vectors = Vectors.concatenate([state.vectors(rows) for state, rows in of_partition])
+        prepared = prepare(histories, vectors, self._bundle.items, self._vocabulary, manifest.L, self._exclude_seen)
         messages: list[Sent] = []
-        for index_b, feeds in slices(prepared, manifest.buckets):
+        for index_b, feeds in slices(prepared, manifest.buckets, self._bundle.feeds):
             lap("batch")
             outputs = self._bundle.infer(feeds)
             lap("infer")
-            messages += self._encode([users[index] for index in index_b], feeds, outputs)
+            served = [users[index] for index in index_b]
+            if manifest.S:
+                _keep_vectors(served, outputs["updated_vector"])
+            messages += self._encode(served, feeds, outputs)
             lap("encode")
             self._metrics.batch_users.observe(len(index_b))
         # All at the end: the client's thread, woken by the first record, would fight the inference for the GIL.
@@ -395,11 +401,19 @@ def _partition(taken: tuple[Key, Mark]) -> int:
     return taken[0][0]
 
 
-def _gather(users: Sequence[Served]) -> Iterator[Histories]:
-    """The exact state of users that are sorted by partition."""
-    rows: list[int] = []
-    for index, served in enumerate(users):
-        rows.append(served.row)
-        if index + 1 == len(users) or users[index + 1].state is not served.state:
-            yield served.state.gather(rows)
-            rows = []
+def _by_partition(users: Sequence[Served]) -> Iterator[tuple[Partition, list[int]]]:
+    """The rows of users that are sorted by partition."""
+    for _, group in itertools.groupby(users, key=_number):
+        served = list(group)
+        yield served[0].state, [one.row for one in served]
+
+
+def _keep_vectors(users: Sequence[Served], vector_BS: NDArray[np.float32]) -> None:
+    """The vectors that the graph gave have seen all events of their users."""
+    for one, vector_S in zip(users, vector_BS, strict=False):  # rows beyond the users are padding
+        one.state.vector[one.row] = vector_S
+        one.state.unseen[one.row] = 0
+
+
+def _number(served: Served) -> int:
+    return served.state.number

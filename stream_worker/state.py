@@ -1,7 +1,8 @@
 """The users of one partition, in NumPy slabs: a row a user.
 
 Only the main thread touches it. Everything here is a function of the log alone: no model, no clock.
-Axes: C capacity in rows, H history length, E excluded length, K list length, B users of a batch.
+Axes: C capacity in rows, H history length, E excluded length, K list length, S size of a user's vector, B users of a
+batch.
 """
 
 from collections import deque
@@ -20,6 +21,7 @@ from stream_worker.fold import Fold, append, insert
 FIRST_ROWS, CHUNK_ROWS = 256, 4096  # slabs double from the first, and then grow by chunks
 MAX_ACTIONS = 65_535
 NO_OFFSET = -1
+ALL_UNSEEN = 2**30  # the vector is to be rebuilt, whatever the length of the history
 FEW_EVENTS = 64  # so many cost less one by one
 NOBODY = 2**62  # offset and timestamp of a row without a user: neither old nor owed anything
 
@@ -76,6 +78,21 @@ class Histories:
 
 
 @dataclass
+class Vectors:
+    """The model's vectors of users, a cache: copies, a row a user; and how many of their newest events each lacks."""
+
+    vector_BS: NDArray[np.float32]
+    unseen_B: NDArray[np.int32]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Vectors"]) -> "Vectors":
+        """The users of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(np.concatenate([p.vector_BS for p in parts]), np.concatenate([p.unseen_B for p in parts]))
+
+
+@dataclass
 class Copy:
     """Users as they are at one moment, a row a user, and those who are no longer held."""
 
@@ -97,6 +114,7 @@ class Partition:
         list_length: K, items of the last list that are remembered for judging it.
         max_users: most users; for one more, the user without an event for the most records goes.
         ttl_ms: users whose last event is older than this, against `newest`, go; None for never.
+        vector_size: S.
     """
 
     def __init__(
@@ -107,6 +125,7 @@ class Partition:
         list_length: int,
         max_users: int = 2**31,
         ttl_ms: int | None = None,
+        vector_size: int = 0,
     ) -> None:
         self.number = number
         self.max_users = max_users
@@ -131,8 +150,11 @@ class Partition:
         self.applied_offset = np.zeros(0, np.int64)  # last event folded
         self.listed_offset = np.zeros(0, np.int64)  # last event that an acknowledged list covers
         self.timestamp = np.zeros(0, np.int64)  # Kafka timestamp of the last event, epoch ms
-        # A cache, never durable: item rows of the last list handed to the producer, -1 where there is none.
+        # Caches, never durable. Item rows of the last list handed to the producer, -1 where there is none; the model's
+        # vector, and how many of the user's newest events it has not seen.
         self.listed_items = np.zeros((0, k), np.int32)
+        self.vector = np.zeros((0, vector_size), np.float32)
+        self.unseen = np.zeros(0, np.int32)
 
     def __len__(self) -> int:
         """Users held."""
@@ -143,7 +165,7 @@ class Partition:
         return (
             self.items, self.times, self.actions, self.length,
             self.excluded_row, self.events, self.applied_offset, self.listed_offset, self.timestamp,
-            self.listed_items,
+            self.listed_items, self.vector, self.unseen,
         )  # fmt: skip
 
     @property
@@ -182,6 +204,7 @@ class Partition:
             self.applied_offset[rows_A] = offsets_E[appended]  # of several for a row the last counts
             self.timestamp[rows_A] = timestamps_E[appended]
             np.add.at(self.events, rows_A, 1)
+            np.add.at(self.unseen, rows_A, 1)
             excludes = np.array(excluding, np.bool_)[actions_E] & appended
             for row, item, action in zip(
                 rows_E[fresh[excludes]].tolist(), items_E[excludes].tolist(), actions_E[excludes].tolist(), strict=True
@@ -226,6 +249,10 @@ class Partition:
         if outcome is Fold.DUPLICATE:
             return row, outcome
         self.length[row] = length
+        if outcome is Fold.APPENDED:
+            self.unseen[row] += 1
+        elif outcome is Fold.LATE:
+            self.unseen[row] = ALL_UNSEEN
         if excluding:
             self.excluded_row[row] = self.excluded.note(int(self.excluded_row[row]), item, action)
         self.events[row] += 1
@@ -326,6 +353,7 @@ class Partition:
         self.applied_offset[rows_B], self.listed_offset[rows_B] = copy.applied_offset_B, copy.listed_offset_B
         self.timestamp[rows_B] = copy.timestamp_B
         self.listed_items[rows_B] = -1
+        self.unseen[rows_B] = ALL_UNSEEN
 
     def gather(self, rows_B: Sequence[int] | NDArray[Any]) -> Histories:
         """Copies of these users' exact state."""
@@ -340,6 +368,11 @@ class Partition:
             self.excluded.actions[excluded_B],
             self.excluded.length[excluded_B],
         )
+
+    def vectors(self, rows_B: Sequence[int] | NDArray[Any]) -> Vectors:
+        """Copies of these users' vectors."""
+        rows_B = np.asarray(rows_B, np.intp)
+        return Vectors(self.vector[rows_B], self.unseen[rows_B])
 
     def _make_room(self) -> None:
         """Evict users with the smallest `applied_offset`, so that one more fits."""
@@ -372,7 +405,8 @@ class Partition:
 
     def _add(self, user: str) -> int:
         row = self._claim(user)
-        self.length[row] = self.events[row] = 0
+        self.length[row] = self.events[row] = self.unseen[row] = 0
+        self.vector[row] = 0
         for slab in (self.applied_offset, self.listed_offset):
             slab[row] = NO_OFFSET
         self.listed_items[row] = -1

@@ -1,6 +1,5 @@
 """The life of a worker: startup, main loop, shutdown; signals and readiness."""
 
-import gc
 import signal
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from types import FrameType
 
 import structlog
 
+from stream_worker import allocation
 from stream_worker.bundle import Bundle
 from stream_worker.endpoints import Endpoints
 from stream_worker.errors import TransportError
@@ -23,8 +23,6 @@ log = structlog.get_logger(__name__)
 ALIVE_WITHIN_S = 30  # without a completed step for so long, the process is stuck
 READY_CHECK_S = 0.5
 RETRY_S = 1.0  # between two attempts to reach a broker at start
-# Nothing here makes cycles but what is freed at once; the default of 700 costs a tenth of a backlog's CPU.
-GC_THRESHOLD = (20_000, 20, 50)
 
 
 class Worker:
@@ -66,6 +64,7 @@ class Worker:
 
     def startup(self) -> None:
         """Listen, warm up, reach the broker."""
+        allocation.keep_memory_flat()
         port = self._endpoints.start()
         seconds = self._bundle.warm_up()
         manifest = self._bundle.manifest
@@ -82,9 +81,7 @@ class Worker:
         self._not_ready = "waiting for the broker"
         while not self._stopping and not self._open_transport():
             self._beat = time.monotonic()
-        gc.collect()
-        gc.freeze()  # modules and model stay; a collection that looks at them stops everything for 20 ms or more
-        gc.set_threshold(*GC_THRESHOLD)
+        allocation.settle()
         self._pipeline = Pipeline(self._settings, self._bundle, self._transport, self._metrics)
 
     def main_loop(self) -> None:

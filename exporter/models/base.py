@@ -5,7 +5,8 @@ and `exporter train --model package.module:Class` trains, evaluates and exports 
 makes known, go by their names. docs/models.md shows one in thirty lines. There is no serving code to write: `Graph`
 fuses the model with exclusion and top-k into the one ONNX graph that the worker runs.
 
-Axes: B users, L history length, N items, D item dimension, X excluded items, K list length.
+Axes: B users, L history length, M new events, N items, D item dimension, S size of a user's vector, X excluded items,
+K list length.
 
 The tensors of a batch ("feeds") carry the names of the contract, histories right-aligned and oldest first:
 
@@ -14,6 +15,13 @@ The tensors of a batch ("feeds") carry the names of the contract, histories righ
     history_times    int64 [B, L]  epoch ms, padding 0
     now              int64 [B]     time of the user's newest event, 0 if there is none
     excluded_items   int32 [B, X]  rows that must not be recommended, padding -1
+
+A model reads the whole history each time (*recompute*), or keeps a vector of each user and reads only what is new
+(*recurrent*: `vector_size`, `update`). It then has these:
+
+    vector           float32 [B, S]  after the events before the new ones; zeros for a new user
+    new_items, new_actions, new_times [B, M]  as above, the events that the vector has not seen; after a restart or a
+                     late event the whole history, with a vector of zeros
 
 Four rules keep a list the same wherever it is computed; `tests/exporter/test_contract.py` holds every model to them:
 a user's list depends on no other user of the batch and on no padding (L varies from batch to batch); no input gives
@@ -25,7 +33,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -37,8 +45,10 @@ from stream_worker.errors import SettingsError
 
 Tensors = Mapping[str, Tensor]
 
+UPDATED = "updated_vector"
 MASKED = -1e9  # finite: a softmax over nothing but -inf is NaN in ONNX Runtime, though not in torch
-FILLS = {"item_bias": float("-inf")}  # the value of a row that holds no item; 0 for every other item tensor
+# The value of a row that holds no item; 0 for every other item tensor.
+FILLS = {"item_bias": float("-inf"), "item_rules_rows": -1.0, "item_knn_rows": -1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +59,27 @@ class Plan:
         items: N.
         log: the events it may learn from; what is tested lies after them.
         length: L, the newest events of a user that the model looks at.
+        window: of these, the newest that a sequence model looks at: attention is dear, counts are not.
         dim: D, the size of an item vector.
         dropout: share of activations dropped in training.
         repeats: whether a list may name items of the user's history.
+        content_NF: float32 [N, F], what the items are, as stream_worker/content.py has it; None where nothing is known.
+        score: how a model of two towers compares user and item.
+        time_gaps: whether a sequence model sees the time between events.
+        action_embeddings: whether a sequence model sees the actions.
     """
 
     items: int
     log: Log
     length: int = 50
+    window: int = 50
     dim: int = 64
     dropout: float = 0.3
     repeats: bool = False
+    content_NF: Tensor | None = None
+    score: Literal["dot", "cosine", "bilinear"] = "dot"
+    time_gaps: bool = True
+    action_embeddings: bool = False
 
     @cached_property
     def counts_N(self) -> Tensor:
@@ -74,11 +94,20 @@ class Recommender(nn.Module, ABC):
         name: what `--model` calls it.
         reads: the feeds it uses; the worker computes no others. `excluded_items` is always there, for its B.
         explains: whether `because` is part of the graph.
+        vector_size: S, of a recurrent model; 0 for others.
+        window: the newest events that it looks at, and is trained on windows of; None: all L of the plan.
     """
 
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ("history_items",)
     explains: ClassVar[bool] = False
+    vector_size: int = 0
+    window: int | None = None
+
+    @property
+    def item_encoder(self) -> nn.Module | None:
+        """Content float32 [n, F] to `item_vectors` [n, D] and `item_bias` [n] of items that training never saw."""
+        return None
 
     @abstractmethod
     def item_tensors(self) -> dict[str, Tensor]:
@@ -102,6 +131,17 @@ class Recommender(nn.Module, ABC):
                 without an item (vectors 0, bias -inf) may stand at the end.
         """
         return self.encode(feeds, items) @ items["item_vectors"].T + items["item_bias"]
+
+    def update(self, feeds: Tensors, items: Tensors) -> Tensor:
+        """A recurrent model's vectors after the new events, float32 [B, S]; unchanged where there are none.
+
+        `scores` gets them as the feed `vector`. How events are grouped into updates must make no difference.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has a vector_size but no update()")
+
+    def updated(self, feeds: Tensors, items: Tensors) -> Tensors:
+        """The feeds for `scores`: with a recurrent model's vectors updated."""
+        return {**feeds, "vector": self.update(feeds, items)} if self.vector_size else feeds
 
     def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
         """The history column that moved each recommended item most, int64 [B, K]; -1 if there is none.
@@ -144,7 +184,8 @@ class Graph(nn.Module):
     """What is exported: the model, then exclusion, then top-k.
 
     The positional inputs are `inputs`, the outputs `outputs`: `items` int64 [B, K] and `scores` float32 [B, K], best
-    first, a score of -inf meaning "no item"; and `because` int64 [B, K] where the model explains.
+    first, a score of -inf meaning "no item"; `because` int64 [B, K] where the model explains, and `updated_vector`
+    float32 [B, S] where it keeps one (ONNX allows no output with the name of an input).
     """
 
     def __init__(self, model: Recommender, k: int) -> None:
@@ -153,19 +194,34 @@ class Graph(nn.Module):
         self.model, self.k = model, k
         self.feeds = (*model.reads, "excluded_items")
         self.inputs = (*self.feeds, *model.item_tensors())
-        self.outputs = ("items", "scores", *(("because",) if model.explains else ()))
+        self.outputs = (
+            *("items", "scores"),
+            *(("because",) if model.explains else ()),
+            *((UPDATED,) if model.vector_size else ()),
+        )
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """One batch, as the worker runs it."""
         named = dict(zip(self.inputs, inputs, strict=True))
         feeds = {name: named[name] for name in self.feeds}
         items = {name: tensor for name, tensor in named.items() if name not in feeds}
-        scores_BN = exclude(self.model.scores(feeds, items), feeds["excluded_items"])
+        current = self.model.updated(feeds, items)
+        scores_BN = exclude(self.model.scores(current, items), feeds["excluded_items"])
         scores_BK, top_BK = torch.topk(scores_BN, self.k)
-        if not self.model.explains:
-            return top_BK, scores_BK
-        because_BK = self.model.because(feeds, items, top_BK)
-        return top_BK, scores_BK, torch.where(scores_BK > MASKED, because_BK, -1)
+        outputs = [top_BK, scores_BK]
+        if self.model.explains:
+            because_BK = self.model.because(current, items, top_BK)
+            outputs.append(torch.where(scores_BK > MASKED, because_BK, -1))
+        if self.model.vector_size:
+            outputs.append(current["vector"])
+        return tuple(outputs)
+
+
+def from_history(feeds: Tensors, vector_size: int) -> Tensors:
+    """The feeds of users whose vector is rebuilt: all of the history is new."""
+    history_BL = feeds["history_items"]
+    new = {name.replace("history_", "new_"): tensor for name, tensor in feeds.items() if name.startswith("history_")}
+    return {**feeds, **new, "vector": torch.zeros(len(history_BL), vector_size)}
 
 
 def exclude(scores_BN: Tensor, excluded_BX: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ from exporter.models.sampled import sampled_softmax
 BLOCKS = 2
 HEADS = 2
 INITIAL_STD = 0.02
+# The gap before an event falls between two of these: same receipt, minutes, hours, a day, a week, a month …
+GAP_EDGES_MS = tuple(1000 * 4**power for power in range(13))
+ACTION_CODES = 256
 
 
 class Block(nn.Module):
@@ -62,6 +65,7 @@ class SASRec(Recommender):
 
     name: ClassVar[str] = "sasrec"
     explains: ClassVar[bool] = True
+    window: int
 
     def __init__(self, plan: Plan) -> None:
         """Initial weights from torch's current seed."""
@@ -69,7 +73,19 @@ class SASRec(Recommender):
         self.scale = math.sqrt(plan.dim)
         self.items_ND = nn.Parameter(torch.randn(plan.items, plan.dim) * INITIAL_STD)
         self.bias_N = nn.Parameter(torch.zeros(plan.items))
-        self.positions_LD = nn.Parameter(torch.randn(plan.length, plan.dim) * INITIAL_STD)  # 0 is the newest event
+        self.window = min(plan.window, plan.length)
+        self.positions_LD = nn.Parameter(torch.randn(self.window, plan.dim) * INITIAL_STD)  # 0 is the newest event
+        self.gaps_GD = (
+            nn.Parameter(torch.randn(len(GAP_EDGES_MS) + 2, plan.dim) * INITIAL_STD) if plan.time_gaps else None
+        )
+        self.actions_AD = (
+            nn.Parameter(torch.randn(ACTION_CODES, plan.dim) * INITIAL_STD) if plan.action_embeddings else None
+        )
+        self.reads = (  # type: ignore[misc]
+            "history_items",
+            *(("history_actions",) if plan.action_embeddings else ()),
+            *(("history_times",) if plan.time_gaps else ()),
+        )
         self.empty_D = nn.Parameter(torch.randn(plan.dim) * INITIAL_STD)  # the user without history, learned, too
         self.blocks = nn.ModuleList(Block(plan.dim, plan.dropout) for _ in range(BLOCKS))
         self.norm = nn.LayerNorm(plan.dim)
@@ -83,31 +99,37 @@ class SASRec(Recommender):
 
     def encode(self, feeds: Tensors, items: Tensors) -> Tensor:
         """The hidden vector of the newest event, float32 [B, D]."""
-        return self._hidden(feeds["history_items"], items["item_vectors"], last_only=True)[:, 0]
+        return self._hidden(feeds, items["item_vectors"], last_only=True)[:, 0]
 
     def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
         """The history column whose item vector has the largest product with the recommended one's."""
-        history_BL = feeds["history_items"]
+        history_BL = feeds["history_items"][:, -self.window :]
         vectors_ND = items["item_vectors"]
         history_BLD = F.embedding(history_BL.clamp(min=0), vectors_ND)
         similarity_BKL = F.embedding(top_BK, vectors_ND) @ history_BLD.transpose(1, 2)
         similarity_BKL = similarity_BKL + _masked(history_BL >= 0)[:, None]
-        return torch.where(history_BL[:, -1:] >= 0, similarity_BKL.argmax(dim=-1), -1)
+        column_BK = similarity_BKL.argmax(dim=-1) + feeds["history_items"].shape[1] - history_BL.shape[1]
+        return torch.where(history_BL[:, -1:] >= 0, column_BK, -1)
 
     def loss(self, feeds: Tensors, target_BL: Tensor) -> Tensor:
         """Cross-entropy of each position's next item among all N, or among `negatives` drawn by popularity."""
-        hidden_BLD = self._hidden(feeds["history_items"], self.items_ND, last_only=False)
+        hidden_BLD = self._hidden(feeds, self.items_ND, last_only=False)
         has_target_BL = target_BL >= 0
         hidden_PD, target_P = hidden_BLD[has_target_BL], target_BL[has_target_BL]
         if self.negatives:
             return sampled_softmax(hidden_PD, target_P, self.items_ND, self.bias_N, self._share_N, self.negatives)
         return F.cross_entropy(F.linear(hidden_PD, self.items_ND, self.bias_N), target_P)
 
-    def _hidden(self, history_BL: Tensor, vectors_ND: Tensor, last_only: bool) -> Tensor:
+    def _hidden(self, feeds: Tensors, vectors_ND: Tensor, last_only: bool) -> Tensor:
         """[B, L] to [B, L, D], or [B, 1, D] of the last position only, which is all that serving needs."""
+        history_BL = feeds["history_items"][:, -self.window :]
         length = history_BL.shape[1]
         is_item_BL = history_BL >= 0
         x_BLD = F.embedding(history_BL.clamp(min=0), vectors_ND) * self.scale
+        if self.gaps_GD is not None:
+            x_BLD = x_BLD + F.embedding(_gaps(feeds["history_times"][:, -self.window :], is_item_BL), self.gaps_GD)
+        if self.actions_AD is not None:
+            x_BLD = x_BLD + F.embedding(feeds["history_actions"][:, -self.window :].int(), self.actions_AD)
         x_BLD = self.dropout(x_BLD + self.positions_LD[:length].flip(0)) * is_item_BL[..., None]
         padding_B1L = _masked(is_item_BL)[:, None]
         causal_LL = torch.ones(length, length, device=x_BLD.device).triu(1) * MASKED
@@ -121,6 +143,17 @@ class SASRec(Recommender):
 def _heads(x_BQD: Tensor) -> Tensor:
     """[B, Q, D] to [B, H, Q, D / H]."""
     return x_BQD.view(*x_BQD.shape[:2], HEADS, x_BQD.shape[2] // HEADS).transpose(1, 2)
+
+
+def _gaps(times_BL: Tensor, is_item_BL: Tensor) -> Tensor:
+    """int64 [B, L], 1 + the edges that the time since the event before reaches; 0 where the history starts.
+
+    By comparison and not by logarithm, which torch and ONNX Runtime round differently.
+    """
+    gap_BL = times_BL - F.pad(times_BL[:, :-1], (1, 0))
+    edges_G = torch.tensor(GAP_EDGES_MS, device=times_BL.device)
+    bucket_BL = 1 + (gap_BL[..., None] >= edges_G).sum(-1)
+    return torch.where(F.pad(is_item_BL[:, :-1], (1, 0)), bucket_BL, 0)
 
 
 def _masked(see: Tensor) -> Tensor:

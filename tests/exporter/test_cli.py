@@ -57,7 +57,7 @@ def test_train_writes_a_bundle_that_verifies(events: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.train
-def test_sasrec_from_files_to_a_bundle_in_a_process_of_its_own(events: Path, tmp_path: Path) -> None:
+def test_the_default_model_from_files_to_a_bundle_in_a_process_of_its_own(events: Path, tmp_path: Path) -> None:
     items = tmp_path / "items.jsonl"
     items.write_text("".join(f'{{"item": "i{n}", "title": "Item {n}", "tag": "x"}}\n' for n in range(40)))
     out = tmp_path / "models"
@@ -81,7 +81,7 @@ def test_sasrec_from_files_to_a_bundle_in_a_process_of_its_own(events: Path, tmp
     assert "\x1b" not in done.stdout
     bundle = Bundle(out)
     manifest = bundle.manifest
-    assert (manifest.name, manifest.items, manifest.L, manifest.K, manifest.D) == ("sasrec", 40, 12, 5, 16)
+    assert (manifest.name, manifest.items, manifest.L, manifest.K, manifest.D) == ("hybrid", 40, 12, 5, 16)
     assert manifest.excluding_actions == ["dislike", "hide"]
     assert manifest.exclude_seen
     assert set(manifest.report) == {
@@ -139,7 +139,7 @@ def test_verify_finds_items_swapped_behind_a_mended_hash(models: Path, capsys: p
         (["train", "--out", "OUT"], 2, "--events"),
         (["train", "--events", "EVENTS", "--out", "OUT", "--speed", "9"], 2, "--speed"),
         (["train", "--events", "EVENTS", "--out", "OUT", "--dropout", "2"], 2, "--dropout"),
-        (["train", "--events", "EVENTS", "--out", "OUT", "--model", "oracle"], 2, "There are popularity, sasrec"),
+        (["train", "--events", "EVENTS", "--out", "OUT", "--model", "oracle"], 2, "There are gru4rec, hybrid, itemknn"),
         (["train", "--events", "EVENTS", "--out", "EVENTS"], 2, "--out"),
         (["train", "--events", "absent.csv", "--out", "OUT"], 4, "absent.csv: no such file"),
         (["train", "--events", "EVENTS", "--out", "OUT", "--user-column", "who"], 4, "There are user, item, time"),

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from exporter.histories import Feeds
-from exporter.models import Recommender
+from exporter.models import Hybrid, Recommender
+from exporter.models.counts import gathered
+from exporter.models.hybrid import HALF
+from exporter.models.parts import Counted, Part, total
 from exporter.parity import random_feeds
 from stream_worker.bundle import Bundle, create_session
 from stream_worker.manifest import MODEL
@@ -20,15 +24,17 @@ USERS = 7
 HIDDEN = float("-inf")
 
 
-def feeds_of(seed: int, excluded: int = 8, length: int = LENGTH) -> Feeds:
-    """Random users, among them one without history and one with a full one."""
-    return random_feeds(np.random.default_rng(seed), N, USERS, length, excluded, list(CODES.values()))
+def feeds_of(seed: int, excluded: int = 8, length: int = LENGTH, vector_size: int = 0) -> Feeds:
+    """Random users, among them one without history and one with a full one; all of it is new."""
+    return random_feeds(np.random.default_rng(seed), N, USERS, length, excluded, list(CODES.values()), vector_size)
 
 
 def run(bundle: Bundle, feeds: Feeds, tensors: Feeds | None = None) -> Feeds:
     """Run the graph on the bundle's items, or on these."""
     session = create_session(bundle.path / MODEL)
-    given = feeds | (bundle.items.tensors if tensors is None else tensors)
+    given = {"vector": np.zeros((len(feeds["now"]), bundle.manifest.S), np.float32)} if bundle.manifest.S else {}
+    given |= {name: array for name, array in feeds.items() if name != "vector" or array.shape[1]}
+    given |= bundle.items.tensors if tensors is None else tensors
     names = [node.name for node in session.get_outputs()]
     return dict(zip(names, session.run(names, {n.name: given[n.name] for n in session.get_inputs()}), strict=True))
 
@@ -41,6 +47,49 @@ def same_lists(one: Feeds, other: Feeds) -> None:
     apart_BK &= np.pad(gap_BK, ((0, 0), (0, 1)), constant_values=0) > 1e-3  # the last may tie with one off the list
     apart_BK &= np.isfinite(one["scores"])
     assert (one["items"] == other["items"])[apart_BK].all()
+
+
+def missed(model: Recommender, feeds: Feeds, items_BK: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What each item of the list loses without each column of the history, [B, K, L]: by leaving it out.
+
+    A sequence model's score has no parts: its reason is the event whose item is most like the recommended one.
+    """
+    tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    items = {name: tensor.detach() for name, tensor in model.item_tensors().items()}
+    if isinstance(model, Counted | Hybrid):
+        whole = addends(model, tensors, items, tensors)
+        lost = [whole - addends(model, tensors, items, without(tensors, column)) for column in range(LENGTH)]
+        missed_BLN = np.stack(lost, axis=1)
+        return np.take_along_axis(missed_BLN, items_BK[:, None], 2).swapaxes(1, 2)
+    history_BL = feeds["history_items"]
+    vectors_ND = items["item_vectors"].numpy()
+    alike_BKL = vectors_ND[items_BK] @ vectors_ND[np.maximum(history_BL, 0)].swapaxes(1, 2)
+    return np.where(history_BL[:, None] >= 0, alike_BKL, HIDDEN)
+
+
+def without(feeds: dict[str, torch.Tensor], column: int) -> dict[str, torch.Tensor]:
+    """The feeds with a hole in the history."""
+    history_BL = feeds["history_items"].clone()
+    history_BL[:, column] = -1
+    return {**feeds, "history_items": history_BL}
+
+
+def addends(
+    model: Counted | Hybrid,
+    whole: dict[str, torch.Tensor],
+    items: dict[str, torch.Tensor],
+    less: dict[str, torch.Tensor],
+) -> NDArray[np.float32]:
+    """What the parts give each item, [B, N], of `less`, as shares of what they give all of `whole`."""
+    score_BN = torch.zeros(USERS, N)
+    parts = [model.part] if isinstance(model, Counted) else list(model.parts)
+    weights = [1.0] if isinstance(model, Counted) else model.weights.tolist()[:-1]
+    for weight, part in zip(weights, parts, strict=True):
+        assert isinstance(part, Part)
+        items_BCM, added_BCM = part.entries(less, items)
+        x_BN = gathered(items_BCM, added_BCM / total(part.entries(whole, items)[1]), N)
+        score_BN += x_BN if isinstance(model, Counted) else weight * x_BN / (x_BN + HALF)
+    return score_BN.numpy()
 
 
 def rows_of(outputs: Feeds, users: Any) -> Feeds:
@@ -56,7 +105,7 @@ def test_a_user_gets_the_same_list_alone_in_any_batch_and_with_any_padding(bundl
         alone = rows_of(feeds, slice(user, user + 1))
         same_lists(rows_of(together, slice(user, user + 1)), run(bundle, alone))
         for length in range(max(1, int((alone["history_items"] >= 0).sum())), LENGTH):
-            short = {name: a[:, -length:] if name.startswith("history_") else a for name, a in alone.items()}
+            short = {name: a[:, -length:] if name.startswith(("history_", "new_")) else a for name, a in alone.items()}
             same_lists(rows_of(together, slice(user, user + 1)), run(bundle, short))
         wide = np.pad(alone["excluded_items"], ((0, 0), (0, 24)), constant_values=-1)
         same_lists(rows_of(together, slice(user, user + 1)), run(bundle, alone | {"excluded_items": wide}))
@@ -75,7 +124,7 @@ def test_nothing_is_nan_and_lists_are_full_and_sorted(bundle: Bundle, seed: int,
 
 def test_an_empty_history_gets_a_list(bundle: Bundle) -> None:
     feeds = feeds_of(0, excluded=1)
-    feeds["history_items"][:], feeds["excluded_items"][:] = -1, -1
+    feeds["history_items"][:] = feeds["new_items"][:] = feeds["excluded_items"][:] = -1
     outputs = run(bundle, feeds)
     assert np.isfinite(outputs["scores"]).all()
     assert (outputs["items"] == outputs["items"][0]).all()
@@ -143,21 +192,21 @@ def test_a_changed_vector_changes_the_users_who_saw_the_item(bundle: Bundle, see
     assert not moved[~saw].any()
 
 
-def test_because_names_a_column_of_the_history(bundle: Bundle, model: Recommender, seed: int) -> None:
+def test_because_names_the_column_that_is_missed_most(bundle: Bundle, model: Recommender, seed: int) -> None:
     if not model.explains:
         pytest.skip("the model does not explain")
     feeds = feeds_of(seed)
     outputs = run(bundle, feeds)
-    history_BL, vectors_ND = feeds["history_items"], bundle.items.tensors["item_vectors"]
-    for user, (items, because) in enumerate(zip(outputs["items"], outputs["because"], strict=True)):
-        history: NDArray[np.int32] = history_BL[user]
-        if not (history >= 0).any():
-            assert (because == -1).all()
-            continue
-        for item, column in zip(items, because, strict=True):
-            products = np.where(history >= 0, vectors_ND[np.maximum(history, 0)] @ vectors_ND[item], HIDDEN)
-            assert history[column] >= 0
-            assert products[column] == pytest.approx(products.max(), rel=1e-4, abs=1e-4)
+    missed_BKL = missed(model, feeds, outputs["items"])
+    for user, because in enumerate(outputs["because"]):
+        history: NDArray[np.int32] = feeds["history_items"][user]
+        for place, column in enumerate(because):
+            most = missed_BKL[user, place].max()
+            if column >= 0:
+                assert history[column] >= 0
+                assert missed_BKL[user, place, column] == pytest.approx(most, rel=1e-3, abs=1e-4)
+            else:
+                assert most == pytest.approx(0, abs=1e-5) or not (history >= 0).any()
 
 
 def test_no_item_has_no_reason(bundle: Bundle, model: Recommender) -> None:
@@ -168,3 +217,32 @@ def test_no_item_has_no_reason(bundle: Bundle, model: Recommender) -> None:
     outputs = run(bundle, feeds)
     assert (outputs["scores"] == HIDDEN).all()
     assert (outputs["because"] == -1).all()
+
+
+def test_events_may_come_in_any_groups(bundle: Bundle, seed: int) -> None:
+    if not bundle.manifest.S:
+        pytest.skip("the model keeps no vector")
+    rng = np.random.default_rng(seed)
+    feeds = feeds_of(seed, vector_size=bundle.manifest.S)
+    at_once = run(bundle, feeds)
+    empty = feeds["new_items"] < 0
+    vector_BS = feeds["vector"]
+    for part in np.split(np.arange(LENGTH), np.sort(rng.integers(0, LENGTH + 1, 4))):
+        if len(part):
+            some = {name: a[:, part] if name.startswith("new_") else a for name, a in feeds.items()}
+            outputs = run(bundle, some | {"vector": vector_BS})
+            vector_BS = outputs["updated_vector"]
+    same_lists(at_once, outputs)
+    np.testing.assert_allclose(vector_BS, at_once["updated_vector"], rtol=1e-4, atol=1e-4)
+    assert (vector_BS[empty.all(1)] == 0).all()
+
+
+def test_no_new_event_changes_no_vector(bundle: Bundle, seed: int) -> None:
+    if not bundle.manifest.S:
+        pytest.skip("the model keeps no vector")
+    feeds = feeds_of(seed, vector_size=bundle.manifest.S)
+    first = run(bundle, feeds)
+    nothing = {"new_items": np.full((USERS, 1), -1, np.int32), "vector": first["updated_vector"]}
+    again = run(bundle, feeds | nothing)
+    same_lists(first, again)
+    assert (again["updated_vector"] == first["updated_vector"]).all()

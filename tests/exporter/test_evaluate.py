@@ -136,7 +136,7 @@ def test_places_may_be_chosen(events: Path, models: dict[str, Path], tmp_path: P
         (["evaluate", "--bundle", "WHOLE", "--events", "EVENTS", "--ks", "50"], 2, "lists have 20 items"),
         (["evaluate", "--bundle", "WHOLE", "--events", "EVENTS", "--ks", "0"], 2, "--ks"),
         (["evaluate", "--bundle", "WHOLE", "--events", "EVENTS", "--protocol", "hindsight"], 2, "--protocol"),
-        (["evaluate", "--bundle", "WHOLE", "--events", "EVENTS", "--history-length", "9"], 2, "looks at 50 events"),
+        (["evaluate", "--bundle", "WHOLE", "--events", "EVENTS", "--history-length", "9"], 2, "Raise it to"),
         (["evaluate", "--bundle", "WHOLE", "--events", "EVENTS", "--train-share", "1"], 4, "Lower --train-share"),
         (["evaluate", "--bundle", "WHOLE", "--events", "EVENTS", "--json", "/absent/x.json"], 2, "--json /absent"),
         (["compare", "WHOLE", "--events", "EVENTS"], 2, "B"),

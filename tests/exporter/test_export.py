@@ -129,11 +129,13 @@ def test_a_bundle_says_what_its_graph_takes_and_gives(bundle: Bundle, model: Rec
     assert {entry.name for entry in manifest.inputs} == {"excluded_items", *model.reads, *manifest.resident}
     for entry in manifest.inputs:
         if entry.name in FEEDS:
-            assert (entry.dtype, tuple(entry.shape)) == FEEDS[entry.name]
+            dtype, axes = FEEDS[entry.name]
+            assert (entry.dtype, entry.shape) == (dtype, [manifest.S if axis == "S" else axis for axis in axes])
         else:
             assert entry.shape[0] == "N"
     assert [(entry.name, entry.shape) for entry in manifest.outputs] == [
-        (name, ["B", K]) for name in ("items", "scores", *(["because"] if model.explains else []))
+        *((name, ["B", K]) for name in ("items", "scores", *(["because"] if model.explains else []))),
+        *([("updated_vector", ["B", manifest.S])] if model.vector_size else []),
     ]
     rows = [json.loads(line) for line in (bundle.path / "items.jsonl").read_text().splitlines()]
     assert rows[3] == {"item": "i3", "title": "", "attributes": {"year": 2003}}

@@ -34,7 +34,7 @@ def test_a_model_of_ones_own_is_trained_exported_and_served(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "no such model. There are popularity, sasrec"),
+        ("nothing", "no such model. There are gru4rec, hybrid, itemknn"),
         ("no_such_module:Mean", "ModuleNotFoundError"),
         ("pathlib:Path", "no subclass of exporter.models.base.Recommender"),
     ],

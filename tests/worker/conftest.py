@@ -1,4 +1,4 @@
-"""Two small bundles, exported for real: an untrained SASRec and popularity."""
+"""Small bundles, exported for real: models with random weights, and popularity."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     items = pl.DataFrame({"item": [f"i{row}" for row in range(ITEMS)], "title": "a title"})
     serving = Serving(LENGTH, K, {"view": 1, "click": 2, "purchase": 4}, ["purchase", "hide"])
     paths = {}
-    for name in ("sasrec", "popularity"):
+    for name in ("sasrec", "popularity", "gru4rec", "mf"):
         seed_everything(0)
         model = create(name, Plan(ITEMS, log, LENGTH, dim=16)).eval()
         with torch.no_grad():
@@ -50,3 +50,12 @@ def popularity(models: dict[str, Path]) -> Bundle:
     bundle = Bundle(models["popularity"])
     bundle.warm_up()
     return bundle
+
+
+@pytest.fixture(scope="session")
+def recurrent(models: dict[str, Path]) -> dict[str, Bundle]:
+    """Models that keep a vector, warm."""
+    bundles = {name: Bundle(models[name]) for name in ("gru4rec", "mf")}
+    for bundle in bundles.values():
+        bundle.warm_up()
+    return bundles

@@ -7,7 +7,7 @@ from stream_worker.batch import Prepared, Vocabulary, excluded_bucket, prepare, 
 from stream_worker.bundle import Bundle
 from stream_worker.manifest import Buckets
 from stream_worker.messages import item_hash
-from stream_worker.state import Histories
+from stream_worker.state import ALL_UNSEEN, Histories, Vectors
 
 L = 4
 
@@ -34,8 +34,16 @@ VIEW, ODD, BOUGHT = 0, 1, 2
 VOCABULARY = Vocabulary.of(["view", "odd", "purchase"], {"view": 1, "purchase": 4}, ["purchase"])
 
 
+FEEDS = frozenset({"history_items"})
+
+
+def seen(some: Histories) -> Vectors:
+    """No vectors, of models that keep none."""
+    return Vectors(np.zeros((len(some), 0), np.float32), np.zeros(len(some), np.int32))
+
+
 def prepared(bundle: Bundle, some: Histories, exclude_seen: bool = True) -> Prepared:
-    return prepare(some, bundle.items, VOCABULARY, L, exclude_seen)
+    return prepare(some, seen(some), bundle.items, VOCABULARY, L, exclude_seen)
 
 
 def test_known_items_are_right_aligned_newest_last_and_trimmed_to_length(sasrec: Bundle) -> None:
@@ -72,7 +80,7 @@ def test_seen_and_excluded_items_are_excluded_by_the_manifests_actions(sasrec: B
 def test_slices_are_sorted_by_length_and_padded_to_buckets(sasrec: Bundle) -> None:
     lengths = [4, 1, 0, 3, 1]
     one = prepared(sasrec, histories(*[[(f"i{place}", place, VIEW) for place in range(n)] for n in lengths]))
-    batches = list(slices(one, Buckets([1, 2, 3], [1, 2, 4])))
+    batches = list(slices(one, Buckets([1, 2, 3], [1, 2, 4], [4]), FEEDS))
     assert [users_b.tolist() for users_b, _ in batches] == [[2, 1, 4], [3, 0]]
     assert [feeds["history_items"].shape for _, feeds in batches] == [(3, 1), (2, 4)]
     assert batches[0][1]["history_items"].tolist() == [[-1], [0], [0]]
@@ -82,7 +90,7 @@ def test_slices_are_sorted_by_length_and_padded_to_buckets(sasrec: Bundle) -> No
 
 def test_rows_beyond_the_users_are_padding(sasrec: Bundle) -> None:
     one = prepared(sasrec, histories(*[[("i1", 1, VIEW)]] * 3))
-    ((users_b, feeds),) = slices(one, Buckets([1, 4], [4]))
+    ((users_b, feeds),) = slices(one, Buckets([1, 4], [4], [4]), FEEDS)
     assert users_b.tolist() == [0, 1, 2]
     assert feeds["history_items"].tolist()[3] == [-1] * 4
     assert feeds["now"].tolist() == [1000, 1000, 1000, 0]
@@ -102,3 +110,23 @@ def test_right_align_keeps_order_against_a_plain_loop(seed: int) -> None:
         kept = values_BH[b][keep_BH[b]][-4:].tolist()
         assert found_BL[b].tolist() == [-1] * (4 - len(kept)) + kept
         assert length_B[b] == len(kept)
+
+
+def test_a_recurrent_model_is_fed_what_its_vector_has_not_seen(sasrec: Bundle) -> None:
+    events = [(f"i{number}", 20 + number, VIEW) for number in range(5)]
+    some = histories(events[:3], events, [*events[:2], ("nowhere", 40, VIEW)], events, [])
+    vectors = Vectors(np.arange(10, dtype=np.float32).reshape(5, 2) + 1, np.array([1, 5, 2, ALL_UNSEEN, 0], np.int32))
+    one = prepare(some, vectors, sasrec.items, VOCABULARY, L, True)
+    assert one.new_length_B.tolist() == [1, 4, 1, 4, 0], "the second has more new ones than the graph could see"
+    assert one.vector_BS.tolist() == [[1, 2], [0, 0], [5, 6], [0, 0], [9, 10]]
+    feeds_of: dict[int, tuple[list[int], list[float]]] = {}
+    for users_b, feeds in slices(one, Buckets([1, 3], [4], [1, 2, 4]), {"new_items", "vector"}):
+        assert feeds["new_items"].shape == feeds["new_actions"].shape == feeds["new_times"].shape
+        for place, user in enumerate(users_b.tolist()):
+            items = feeds["new_items"][place]
+            assert ((feeds["new_actions"][place] > 0) == (items >= 0)).all()
+            assert ((feeds["new_times"][place] > 0) == (items >= 0)).all()
+            feeds_of[user] = items[items >= 0].tolist(), feeds["vector"][place].tolist()
+    assert feeds_of == {
+        0: ([2], [1, 2]), 1: ([1, 2, 3, 4], [0, 0]), 2: ([1], [5, 6]), 3: ([1, 2, 3, 4], [0, 0]), 4: ([], [9, 10]),
+    }  # fmt: skip

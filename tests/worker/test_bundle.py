@@ -73,8 +73,8 @@ def test_a_missing_or_linked_file_is_refused(copy: Path) -> None:
         ({"inputs": [{"name": "now", "dtype": "int32", "shape": ["B"]}]}, "'now' is int32"),
         ({"outputs": []}, "must give"),
         ({"resident": {}}, "cannot feed|item_bias"),
-        ({"buckets": {"batch": [], "length": [10]}}, "buckets.batch"),
-        ({"buckets": {"batch": [1], "length": [5]}}, "L = 10"),
+        ({"buckets": {"batch": [], "length": [10], "new": [10]}}, "buckets.batch"),
+        ({"buckets": {"batch": [1], "length": [5], "new": [10]}}, "L = 10"),
         ({"items": "many"}, "Expected `int`"),
     ],
 )

@@ -1,0 +1,154 @@
+"""The hybrid: a sequence model's logits and what counts say, added up in one graph.
+
+    score = logit + sum over parts p of w_p * x_p / (x_p + HALF) + w_n * log popularity
+
+x_p is a part's distribution over the items, which saturates: to be named at all matters most. (On MovieLens and
+groceries this blends as well as logarithms with a floor, for a third of their time.) The weights are those of a
+conditional logit, fitted on the validation part by cross-entropy, none below 0. Blends of neighbours and sequence
+models go back to Jannach & Ludewig, "When Recurrent Neural Networks meet the Neighborhood", RecSys 2017.
+
+Update rule, memory per user and cost per event: those of its parts; it adds a division an item and part.
+
+Axes: B users, L history length, N items, K list length, P parts.
+"""
+
+from collections.abc import Iterable
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exporter.models.base import MASKED, Plan, Recommender, Tensors, exclude, register
+from exporter.models.itemknn import ItemKNNPart
+from exporter.models.parts import Part, largest
+from exporter.models.personal import PersonalPart
+from exporter.models.popularity import Popularity
+from exporter.models.rules import RulesPart
+from exporter.models.sasrec import SASRec
+from exporter.models.tuning import Batches, sample
+
+HALF = 0.01  # the share of a part's distribution at which it has half its say
+FIRST_WEIGHT = 1.0  # before `tune`: about where it ends
+STEPS = 50
+FIT_EVENTS = 2048  # for the weights: P + 2 numbers, and every step looks at all items of all events
+
+
+@register
+class Hybrid(Recommender):
+    """SASRec, sequential rules, item-kNN, personal frequency where items may be listed again, and popularity.
+
+    For a blend of other parts, subclass it and name them.
+
+    Class attributes:
+        sequence_type: the model that is trained.
+        part_types: the parts beside it.
+    """
+
+    name: ClassVar[str] = "hybrid"
+    explains: ClassVar[bool] = True
+    sequence_type: ClassVar[type[Recommender]] = SASRec
+    part_types: ClassVar[tuple[type[Part], ...]] = (RulesPart, ItemKNNPart, PersonalPart)
+
+    weights: Tensor
+
+    def __init__(self, plan: Plan) -> None:
+        """Count, and give the sequence model its weights from torch's current seed."""
+        super().__init__()
+        self.sequence = self.sequence_type(plan)
+        kinds = [kind for kind in self.part_types if plan.repeats or not kind.needs_repeats]
+        self.parts = nn.ModuleList(kind(plan) for kind in kinds)
+        self.popularity = Popularity(plan)
+        self.window = self.sequence.window
+        self.reads = tuple(  # type: ignore[misc]
+            dict.fromkeys(name for part in (self.sequence, *self.parts) for name in part.reads)
+        )
+        self.register_buffer("weights", torch.tensor([*[FIRST_WEIGHT] * len(kinds), 0.0]))
+
+    @property
+    def learner(self) -> Recommender:
+        """The sequence model."""
+        return self.sequence
+
+    def item_tensors(self) -> dict[str, Tensor]:
+        """Those of the sequence model, whose bias hides items, those of the parts, and `item_popularity` [N]."""
+        tensors = {**self.sequence.item_tensors(), "item_popularity": self.popularity.bias_N}
+        for part in self._parts():
+            tensors |= part.tensors()
+        return tensors
+
+    def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
+        """float32 [B, N]."""
+        scores_BN = self.sequence.scores(feeds, items) + self.weights[-1] * items["item_popularity"]
+        for weight, part in zip(self.weights[:-1], self._parts(), strict=True):
+            scores_BN = scores_BN + weight * _say(part.scores(feeds, items))
+        return scores_BN
+
+    def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
+        """The history column without which the parts would score the item lowest; -1 if they do not speak of it."""
+        lost_BKL = torch.zeros(())
+        for weight, part in zip(self.weights[:-1], self._parts(), strict=True):
+            share_BKL = part.shares(feeds, items, top_BK)
+            whole_BK1 = share_BKL.sum(-1, keepdim=True)
+            lost_BKL = lost_BKL + weight * (_say(whole_BK1) - _say(whole_BK1 - share_BKL))
+        return largest(lost_BKL)
+
+    def tune(self, validation: Iterable[tuple[Tensors, Tensor]]) -> None:
+        """The knobs of the parts, each by itself, then the weights of all."""
+        batches = sample(validation)
+        self.popularity.tune(batches)
+        for part in self._parts():
+            part.tune(batches)
+        self._fit(sample(batches, FIT_EVENTS))
+
+    def adopt(self, tuned: Self) -> None:
+        """The knobs and the weights."""
+        self.weights = tuned.weights
+        self.popularity.adopt(tuned.popularity)
+        for part, other in zip(self._parts(), tuned._parts(), strict=True):
+            part.adopt(other)
+
+    def _fit(self, batches: Batches) -> None:
+        """Cross-entropy over the weights, by L-BFGS; what they weigh is computed once."""
+        addends_VPN, target_V, open_VN = [], [], []
+        items = self.item_tensors()
+        self.eval()
+        with torch.inference_mode():
+            for feeds, target_B in batches:
+                excluded_BN = exclude(torch.zeros(len(target_B), len(items["item_bias"])), feeds["excluded_items"])
+                reachable_B = excluded_BN.gather(1, target_B[:, None])[:, 0] == 0
+                logs = [_say(part.scores(feeds, items)) for part in self._parts()]
+                popularity_BN = items["item_popularity"].expand_as(excluded_BN)
+                parts_BPN = torch.stack([self.sequence.scores(feeds, items), *logs, popularity_BN], dim=1)
+                addends_VPN.append(parts_BPN[reachable_B])
+                open_VN.append(excluded_BN[reachable_B].clamp(min=MASKED))
+                target_V.append(target_B[reachable_B])
+        if sum(map(len, target_V)):
+            weights = _fitted(torch.cat(addends_VPN), torch.cat(open_VN), torch.cat(target_V))
+            self.weights = weights[1:] / weights[0]  # the logits' own changes no order, and costs a pass over N
+
+    def _parts(self) -> list[Part]:
+        """The parts, with the type that nn.ModuleList forgets."""
+        return [part for part in self.parts if isinstance(part, Part)]
+
+
+def _say(share: Tensor) -> Tensor:
+    """Saturating, 0 at 0."""
+    return share / (share + HALF)
+
+
+def _fitted(addends_VPN: Tensor, open_VN: Tensor, target_V: Tensor) -> Tensor:
+    """The positive weights [P] with the least cross-entropy of the targets."""
+    addends_VPN, open_VN = addends_VPN.clone(), open_VN.clone()  # out of inference mode
+    free = torch.tensor([1.0, *[FIRST_WEIGHT] * (addends_VPN.shape[1] - 1)]).log().requires_grad_()
+    optimiser = torch.optim.LBFGS([free], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        scores_VN = torch.einsum("vpn,p->vn", addends_VPN, free.exp()) + open_VN
+        value = F.cross_entropy(scores_VN, target_V)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    return free.detach().exp()

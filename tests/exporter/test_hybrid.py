@@ -1,0 +1,52 @@
+"""What the blend adds to its parts: weights from validation, and personal frequency where items come again."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from exporter.evaluation import histories_before, ndcg, prequential, scorer_of
+from exporter.export import write_bundle
+from exporter.histories import Horizon
+from exporter.models import Hybrid, Plan, create
+from exporter.models.personal import PersonalPart
+from exporter.training import seed_everything
+from stream_worker.bundle import Bundle
+from tests.exporter.conftest import LENGTH, NOW, N, catalogue, serving
+from tests.logs import random_log
+
+
+def untrained(seed: int, repeats: bool = False) -> Hybrid:
+    seed_everything(seed)
+    model = create("hybrid", Plan(N, random_log(seed, N)[:600], length=LENGTH, dim=16, repeats=repeats))
+    assert isinstance(model, Hybrid)
+    return model.eval()
+
+
+def test_tuning_finds_the_parts_that_know_and_the_next_model_adopts_it(seed: int) -> None:
+    log = random_log(seed, N)
+    events_R, horizon = np.arange(600, len(log)), Horizon(LENGTH)
+    model = untrained(seed)
+    before = ndcg(prequential(scorer_of(model), log, events_R, horizon), 10)
+    model.tune(list(histories_before(log, events_R, horizon)))
+    assert (model.weights >= 0).all()
+    assert ndcg(prequential(scorer_of(model), log, events_R, horizon), 10) >= before - 0.02
+    other = untrained(seed + 1)
+    other.adopt(model)
+    assert torch.equal(other.weights, model.weights)
+    assert [vars(part)["damping"] for part in other.parts] == [vars(part)["damping"] for part in model.parts]
+
+
+def test_nothing_to_validate_on_keeps_the_weights() -> None:
+    model = untrained(0)
+    weights = model.weights.clone()
+    model.tune([])
+    assert torch.equal(model.weights, weights)
+
+
+def test_personal_frequency_is_part_of_it_where_items_may_be_listed_again(tmp_path: Path) -> None:
+    assert not any(isinstance(part, PersonalPart) for part in untrained(0).parts)
+    model = untrained(0, repeats=True)
+    assert any(isinstance(part, PersonalPart) for part in model.parts)
+    bundle = Bundle(write_bundle(tmp_path, model, catalogue(), serving(), NOW))  # held to torch on the way
+    assert "now" in {entry.name for entry in bundle.manifest.inputs}
