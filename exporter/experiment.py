@@ -24,6 +24,7 @@ from exporter.training import Recipe, fit, refit, seed_everything
 from stream_worker.errors import DataError
 
 EXCLUDING_ACTIONS = ("purchase", "dislike", "hide")
+TUNE_EVENTS = 8192  # of validation, for what is tuned after training; their histories stand in memory
 EXCLUDED_LENGTH = 32  # the worker's default
 
 
@@ -90,7 +91,7 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
     if figures:
         _print_figures(console, model.name, len(experiment.log) - experiment.test, settings.history_length, figures)
     serving = Serving(
-        length=settings.length,
+        length=_length(settings),
         k=settings.list_length,
         actions=experiment.actions,
         excluding_actions=experiment.excluding,
@@ -117,7 +118,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
     checkpoint = settings.out / f".{settings.model}.checkpoint.pt"
 
     model = _new_model(experiment, settings, experiment.validation)
-    epochs, window = 0, model.learner.window or settings.length
+    epochs, window = 0, model.learner.window or _length(settings)
     if list(model.learner.parameters()):
         seen = replace(_served(settings), length=window)
         course = fit(model.learner, training, experiment.validation, seen, recipe, checkpoint, console)
@@ -127,7 +128,9 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
             f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
             f"validation NDCG@10 {course.ndcgs[course.best - 1]:.4f}"
         )
-    model.tune(list(histories_before(training, np.arange(experiment.validation, len(training)), _served(settings))))
+    validating_R = np.arange(experiment.validation, len(training))
+    validating_R = validating_R[:: max(1, len(validating_R) // TUNE_EVENTS)]
+    model.tune(list(histories_before(training, validating_R, _served(settings))))
     if not settings.refit:
         return model
     whole = _new_model(experiment, settings, experiment.test)
@@ -148,7 +151,7 @@ def evaluated(model: Recommender, experiment: Experiment, settings: TrainSetting
     if not len(events_R):
         return {}
     popularity = create("popularity", _plan(experiment, settings, experiment.test))
-    whole = Horizon(settings.length, None, None, settings.exclude_seen)
+    whole = Horizon(_length(settings), None, None, settings.exclude_seen)
     figures: dict[str, float] = {}
     for prefix, scored, horizon in (
         ("", model, whole),
@@ -170,7 +173,7 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
     return Plan(
         experiment.items.height,
         experiment.log[:until],
-        settings.length,
+        _length(settings),
         settings.window,
         settings.dim,
         settings.dropout,
@@ -181,7 +184,12 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
 
 
 def _served(settings: TrainSettings) -> Horizon:
-    return Horizon(settings.length, settings.history_length, EXCLUDED_LENGTH, settings.exclude_seen)
+    return Horizon(_length(settings), settings.history_length, EXCLUDED_LENGTH, settings.exclude_seen)
+
+
+def _length(settings: TrainSettings) -> int:
+    """L: the worker keeps no more than H, and a graph that asks for more could not be served."""
+    return min(settings.length, settings.history_length)
 
 
 def _print(console: Console, lines: list[str]) -> None:
