@@ -142,9 +142,14 @@ def measure(name: str, protocol: Protocol, experiment: Experiment, model: str, s
         prequential(scorer_of(made), experiment.log, events_R, horizon)
         for horizon in (whole, replace(whole, kept=kept))
     )
-    first_R = np.ones(0, bool) if protocol.exclude_seen else first_times(experiment.log)[events_R]
     (hr, gain), (served_hr, served_gain) = figures(rank_R), figures(served_R)
-    first_hr, first_gain = figures(rank_R[first_R]) if first_R.any() else (None, None)
+    first_hr: float | None = None
+    first_gain: float | None = None
+    if not protocol.exclude_seen:
+        # What is new to the user is looked for among what is new to the user.
+        first_R = events_R[first_times(experiment.log)[events_R]]
+        new = replace(whole, exclude_seen=True)
+        first_hr, first_gain = figures(prequential(scorer_of(made), experiment.log, first_R, new))
     return Figure(
         name, model, seed, hr, gain, served_hr, served_gain, first_hr, first_gain, round(train_s, 1)
     )  # fmt: skip

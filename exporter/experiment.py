@@ -30,6 +30,7 @@ from stream_worker.content import Featuriser, Item
 from stream_worker.errors import DataError, SettingsError
 
 EXCLUDING_ACTIONS = ("purchase", "dislike", "hide")
+TUNE_EVENTS = 8192  # of validation, for what is tuned after training; their histories stand in memory
 EXCLUDED_LENGTH = 32  # the worker's default
 
 
@@ -108,7 +109,7 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
     if figures:
         _print_figures(console, model.name, len(experiment.log) - experiment.test, settings.history_length, figures)
     serving = Serving(
-        length=min(settings.length, settings.history_length),
+        length=_length(settings),
         k=settings.list_length,
         actions=experiment.actions,
         excluding_actions=experiment.excluding,
@@ -139,7 +140,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
     training = experiment.log[: experiment.test]
     checkpoint = _checkpoint(settings)
     model = _new_model(experiment, settings, experiment.validation)
-    epochs, window = 0, model.learner.window or settings.length
+    epochs, window = 0, model.learner.window or _length(settings)
     if list(model.learner.parameters()):
         seen = replace(_served(settings), length=window)
         course = fit(
@@ -158,7 +159,9 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
             f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
             f"validation NDCG@10 {course.ndcgs[course.best - 1]:.4f}"
         )
-    model.tune(list(histories_before(training, np.arange(experiment.validation, len(training)), _served(settings))))
+    validating_R = np.arange(experiment.validation, len(training))
+    validating_R = validating_R[:: max(1, len(validating_R) // TUNE_EVENTS)]
+    model.tune(list(histories_before(training, validating_R, _served(settings))))
     if not settings.refit:
         return model
     whole = _new_model(experiment, settings, experiment.test)
@@ -179,7 +182,7 @@ def evaluated(model: Recommender, experiment: Experiment, settings: TrainSetting
     if not len(events_R):
         return {}
     popularity = create("popularity", _plan(experiment, settings, experiment.test))
-    whole = Horizon(settings.length, None, None, settings.exclude_seen)
+    whole = Horizon(_length(settings), None, None, settings.exclude_seen)
     figures: dict[str, float] = {}
     for prefix, scored, horizon in (
         ("", model, whole),
@@ -206,7 +209,7 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
     return Plan(
         experiment.items.height,
         experiment.log[:until],
-        settings.length,
+        _length(settings),
         settings.window,
         settings.dim,
         settings.dropout,
@@ -228,7 +231,12 @@ def _checkpoint(settings: TrainSettings) -> Path:
 
 
 def _served(settings: TrainSettings) -> Horizon:
-    return Horizon(settings.length, settings.history_length, EXCLUDED_LENGTH, settings.exclude_seen)
+    return Horizon(_length(settings), settings.history_length, EXCLUDED_LENGTH, settings.exclude_seen)
+
+
+def _length(settings: TrainSettings) -> int:
+    """L: the worker keeps no more than H, and a graph that asks for more could not be served."""
+    return min(settings.length, settings.history_length)
 
 
 def _print_figures(console: Console, name: str, events: int, kept: int, figures: dict[str, float]) -> None:

@@ -64,7 +64,9 @@ class TrainSettings(DataSettings):
         True, description="After stopping, train anew with the validation events, for as many epochs as were best."
     )
 
-    length: int = Field(200, ge=1, le=1024, description="Newest events of a user that the model sees (L).")
+    length: int = Field(
+        1000, ge=1, le=1024, description="Newest events of a user that the model sees (L), at most all that are kept."
+    )
     window: int = Field(50, ge=1, le=1024, description="Newest of these that a sequence model attends to.")
     time_gaps: bool = Field(True, description="SASRec sees the time between events.")
     action_embeddings: bool = Field(False, description="SASRec sees the actions.")

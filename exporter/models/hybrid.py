@@ -30,7 +30,8 @@ from exporter.models.tuning import Batches, sample
 
 HALF = 0.01  # the share of a part's distribution at which it has half its say
 FIRST_WEIGHT = 1.0  # before `tune`: about where it ends
-STEPS = 50
+LEAST = 0.05  # weight of the sequence model: its bias is what hides items
+STEPS = 100
 FIT_EVENTS = 2048  # for the weights: P + 2 numbers, and every step looks at all items of all events
 
 
@@ -125,7 +126,9 @@ class Hybrid(Recommender):
                 target_V.append(target_B[reachable_B])
         if sum(map(len, target_V)):
             weights = _fitted(torch.cat(addends_VPN), torch.cat(open_VN), torch.cat(target_V))
-            self.weights = weights[1:] / weights[0]  # the logits' own changes no order, and costs a pass over N
+            self.weights = weights[1:] / weights[0].clamp(
+                min=LEAST
+            )  # the logits' own changes no order, and costs a pass over N
 
     def _parts(self) -> list[Part]:
         """The parts, with the type that nn.ModuleList forgets."""
@@ -138,17 +141,30 @@ def _say(share: Tensor) -> Tensor:
 
 
 def _fitted(addends_VPN: Tensor, open_VN: Tensor, target_V: Tensor) -> Tensor:
-    """The positive weights [P] with the least cross-entropy of the targets."""
-    addends_VPN, open_VN = addends_VPN.clone(), open_VN.clone()  # out of inference mode
-    free = torch.tensor([1.0, *[FIRST_WEIGHT] * (addends_VPN.shape[1] - 1)]).log().requires_grad_()
-    optimiser = torch.optim.LBFGS([free], max_iter=STEPS, line_search_fn="strong_wolfe")
+    """The weights [P], none below 0, with the least cross-entropy of the targets.
+
+    The problem is convex as long as the sign is free; a part whose weight then is negative is left out, and the rest
+    solved anew. (Weights as exponentials of free numbers would stick near 0.)
+    """
+    kept = torch.ones(addends_VPN.shape[1], dtype=torch.bool)
+    while True:
+        weights_P = torch.zeros(len(kept))
+        weights_P[kept] = _solved(addends_VPN[:, kept].clone(), open_VN.clone(), target_V)  # out of inference mode
+        if (weights_P >= 0).all() or not kept[1:].any():
+            return weights_P.clamp(min=0)
+        kept &= weights_P >= 0
+
+
+def _solved(addends_VPN: Tensor, open_VN: Tensor, target_V: Tensor) -> Tensor:
+    """The weights [P] with the least cross-entropy."""
+    weights_P = torch.zeros(addends_VPN.shape[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights_P], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        scores_VN = torch.einsum("vpn,p->vn", addends_VPN, free.exp()) + open_VN
-        value = F.cross_entropy(scores_VN, target_V)
+        value = F.cross_entropy(torch.einsum("vpn,p->vn", addends_VPN, weights_P) + open_VN, target_V)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
-    return free.detach().exp()
+    return weights_P.detach()

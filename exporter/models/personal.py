@@ -1,58 +1,96 @@
 """Personal frequency: what a user had often and lately, the user has again.
 
 Hu et al., "Modeling Personalized Item Frequency Information for Next-basket Recommendation", SIGIR 2020, of which this
-is the part about the user's own frequency. It needs data where people buy again, and lists that may say so.
+is the part about the user's own frequency; how much an event of what age still says is learned, as a step function
+(Anderson et al., "The Dynamics of Repeat Consumption", WWW 2014). It needs data where people buy again, and lists that
+may say so.
 
-Update rule: an event adds 1 to its item, and all fade with the time to the user's newest event. Memory per user: the
-history. Cost per event: L additions.
+Update rule: an event adds to its item what its age is worth, at the time of the user's newest event. Memory per user:
+the history. Cost per event: L additions.
 
-Axes: B users, L history length.
+Axes: B users, L history length, A steps of age, V events to learn from.
 """
 
-import math
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from exporter.models.base import Plan, Tensors, register
-from exporter.models.parts import Counted, Part, ndcg_of_part
-from exporter.models.tuning import Batches, best
+from exporter.models.parts import Counted, Part
+from exporter.models.tuning import Batches
 
-DAY_MS = 86_400_000
-HALF_LIVES = (1.0, 3.0, 7.0, 15.0, 30.0, 60.0, 120.0, 365.0)  # days
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+# From one of these ages to the next an event is worth the same; the first step is the same receipt, or second.
+EDGES_MS = (1000, HOUR_MS, *(days * DAY_MS for days in (1, 3, 7, 14, 28, 56, 112)))
+SHRINKAGE = 1e-3  # of the logarithms of the steps, towards all the same
+STEPS = 100
 
 
 class PersonalPart(Part):
-    """An item's score is the sum over its events in the history of .5 ^ (age / half-life)."""
+    """An item's score is the sum over its events in the history of what their age is worth."""
 
     reads: ClassVar[tuple[str, ...]] = ("history_items", "history_times", "now")
     needs_repeats: ClassVar[bool] = True
 
+    kernel_A1: Tensor
+
     def __init__(self, plan: Plan) -> None:
-        """Nothing to count."""
+        """Nothing to count; until `tune`, every event is worth the same."""
         super().__init__(plan)
-        self.items = plan.items
-        self.half_life = 30.0
+        self.register_buffer("kernel_A1", torch.ones(len(EDGES_MS) + 1, 1))
 
     def entries(self, feeds: Tensors, items: Tensors) -> tuple[Tensor, Tensor]:
         """Each event's own item, int64 and float32 [B, L, 1]."""
         history_BL = feeds["history_items"]
-        age_BL = (feeds["now"][:, None] - feeds["history_times"]).float()
-        weight_BL = torch.exp(age_BL * (-math.log(2) / (self.half_life * DAY_MS))) * (history_BL >= 0)
-        return history_BL.clamp(min=0).long()[..., None], weight_BL[..., None]
+        worth_BL1 = F.embedding(_steps(feeds), self.kernel_A1) * (history_BL >= 0)[..., None]
+        return history_BL.clamp(min=0).long()[..., None], worth_BL1
 
     def tune(self, batches: Batches) -> None:
-        """The half-life."""
-        self.half_life = best(HALF_LIVES, lambda days: self._measure(days, batches))
+        """What each age is worth: the likeliest steps, given that one of the events is repeated, in proportion to them.
+
+        Only events whose item stands in the history say something.
+        """
+        same_VA, all_VA = [], []
+        for feeds, target_B in batches:
+            history_BL, step_BL = feeds["history_items"], _steps(feeds)
+            none_BA = torch.zeros(len(target_B), len(EDGES_MS) + 1)
+            same_VA.append(none_BA.scatter_add(1, step_BL, (history_BL == target_B[:, None]).float()))
+            all_VA.append(none_BA.scatter_add(1, step_BL, (history_BL >= 0).float()))
+        if not batches:
+            return
+        repeated_V = torch.cat(same_VA).sum(1) > 0
+        if repeated_V.any():
+            self.kernel_A1 = _fitted(torch.cat(same_VA)[repeated_V], torch.cat(all_VA)[repeated_V])[:, None]
 
     def adopt(self, tuned: Self) -> None:
-        """The half-life."""
-        self.half_life = tuned.half_life
+        """The kernel."""
+        self.kernel_A1 = tuned.kernel_A1
 
-    def _measure(self, days: float, batches: Batches) -> float:
-        self.half_life = days
-        return ndcg_of_part(self, self.items, batches)
+
+def _steps(feeds: Tensors) -> Tensor:
+    """int64 [B, L]: the step on which each event's age stands."""
+    age_BL = feeds["now"][:, None] - feeds["history_times"]
+    return (age_BL[..., None] >= torch.tensor(EDGES_MS, device=age_BL.device)).sum(-1)
+
+
+def _fitted(same_VA: Tensor, all_VA: Tensor) -> Tensor:
+    """float32 [A], the greatest 1: of the events of each age, all and those of the item that came."""
+    free_A = torch.zeros(same_VA.shape[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS([free_A], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        likelihood_V = (same_VA @ free_A.exp()).log() - (all_VA @ free_A.exp()).log()
+        value = SHRINKAGE * free_A.square().mean() - likelihood_V.mean()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    kernel_A = free_A.detach().exp()
+    return kernel_A / kernel_A.max()
 
 
 @register

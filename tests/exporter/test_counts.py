@@ -12,7 +12,7 @@ from exporter.models.base import Tensors
 from exporter.models.counts import Pairs, both_ways, pairs_within, top_rows
 from exporter.models.itemknn import ItemKNNPart
 from exporter.models.neighbours import SMOOTHING, SOURCE_DAMPING, NeighbourPart
-from exporter.models.personal import DAY_MS, PersonalPart
+from exporter.models.personal import DAY_MS, EDGES_MS, PersonalPart
 from exporter.models.popularity import log_counts
 from exporter.models.rules import RulesPart
 from tests.logs import START_MS, log_of
@@ -104,14 +104,23 @@ def test_a_score_is_the_decayed_sum_of_the_rows(kind: type[NeighbourPart], repea
     np.testing.assert_allclose(shares_BKL.sum(-1)[0], (expected / expected.sum())[[4, 0, 3]], rtol=1e-5)
 
 
-def test_personal_frequency_halves_with_the_half_life() -> None:
+def test_personal_frequency_is_the_sum_of_what_the_ages_are_worth() -> None:
     part = PersonalPart(Plan(ITEMS, log_of([], []), repeats=True))
-    part.half_life = 10.0
+    part.kernel_A1 = torch.arange(1.0, len(EDGES_MS) + 2)[:, None]  # same second 1, … 14 days 7, 28 days 8
     items = {"item_bias": torch.zeros(ITEMS)}
-    scores_BN = part.scores(feeds_of([-1, 5, 2, 5], [0, 20, 10, 0]), items)
+    scores_BN = part.scores(feeds_of([-1, 5, 2, 5], [0, 28, 27.9, 0]), items)
     assert scores_BN[0].nonzero().flatten().tolist() == [2, 5]
-    assert (scores_BN[0, 5] / scores_BN[0, 2]).item() == pytest.approx((0.25 + 1) / 0.5)
+    assert (scores_BN[0, 5] / scores_BN[0, 2]).item() == pytest.approx((8 + 1) / 7)
     assert part.scores(feeds_of([-1], [0]), items).sum() == 0
+
+
+def test_what_an_age_is_worth_is_learned_from_what_is_repeated() -> None:
+    """Three of four times the item of a week ago comes again, else that of yesterday."""
+    part = PersonalPart(Plan(ITEMS, log_of([], []), repeats=True))
+    feeds = [feeds_of([4, 6], [7, 1.5])] * 4
+    part.tune([(one, torch.tensor([item])) for one, item in zip(feeds, (4, 4, 4, 6), strict=True)])
+    week, yesterday = (part.kernel_A1[step, 0].item() for step in (5, 3))
+    assert (week, yesterday) == pytest.approx((1, 1 / 3), rel=0.05)
 
 
 def test_popularity_counts_the_newest_more_and_all_together_the_same() -> None:
