@@ -9,12 +9,15 @@ from pathlib import Path
 
 import polars as pl
 
+from exporter import ratings
+from exporter.histories import FIRST_NEGATIVE
 from stream_worker.columns import DEFAULT_ACTION, absent, bad, id_text, raw_events, wrongs
 from stream_worker.errors import DataError
 
 KNOWN_ACTIONS = ("view", "click", "cart", "purchase", "like")
-NEGATIVE_ACTIONS = frozenset({"dislike", "hide"})  # they exclude an item; they never predict the next one
-MAX_ACTIONS = 255
+# They exclude an item, and are no target of training. Their codes are the same in every bundle.
+NEGATIVE_ACTIONS = {"hide": FIRST_NEGATIVE, "dislike": FIRST_NEGATIVE + 1}
+MAX_ACTIONS = FIRST_NEGATIVE - 1
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Columns:
     time: str = "time"
     action: str = "action"
     title: str = "title"
+    rating: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,9 @@ def load_events(path: Path, columns: Columns, wanted: Sequence[str] | None = Non
     elif columns.action != Columns.action:
         raise DataError(_missing(path, table, "action", columns.action))
     action = table[names["action"]] if "action" in names else None
+    if columns.rating:
+        _require(path, table, {"rating": columns.rating})
+        action = ratings.actions(path, table[columns.rating])
     raw = raw_events(path, table[names["user"]], table[names["item"]], table[names["time"]], action)
     events, cleaning = clean(raw, wanted)
     if not cleaning.kept:
@@ -177,16 +184,16 @@ def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
 
 
 def action_codes(events: pl.DataFrame) -> dict[str, int]:
-    """Codes 1, 2, …: the known actions first, then those of the events by name, without the negative ones.
+    """Codes 1, 2, …: the known actions first, then those of the events by name; and those of the negative ones.
 
     Raises:
-        DataError: more than 255 different actions.
+        DataError: more than 253 different actions.
     """
-    found = sorted(set(events["action"].unique()) - set(KNOWN_ACTIONS) - NEGATIVE_ACTIONS)
+    found = sorted(set(events["action"].unique()) - set(KNOWN_ACTIONS) - NEGATIVE_ACTIONS.keys())
     names = (*KNOWN_ACTIONS, *found)
     if len(names) > MAX_ACTIONS:
         raise DataError(f"events: {len(names)} different actions, at most {MAX_ACTIONS}. Is --action-column right?")
-    return {name: code for code, name in enumerate(names, start=1)}
+    return {name: code for code, name in enumerate(names, start=1)} | NEGATIVE_ACTIONS
 
 
 def _require(path: Path, table: pl.DataFrame, names: dict[str, str]) -> None:

@@ -37,7 +37,12 @@ def load(settings: DataSettings) -> Dataset:
         DataError: a file is not as required, or no event is left.
     """
     columns = Columns(
-        settings.user_column, settings.item_column, settings.time_column, settings.action_column, settings.title_column
+        settings.user_column,
+        settings.item_column,
+        settings.time_column,
+        settings.action_column,
+        settings.title_column,
+        settings.rating_column,
     )
     items, lines = load_items(settings.items, columns) if settings.items else (None, list[str]())
     events, cleaning = load_events(settings.events, columns, None if items is None else items["item"].to_list())

@@ -17,11 +17,11 @@ from rich.table import Table
 from torch import Tensor
 
 from exporter import dataset
-from exporter.data import action_codes, first_test_event
+from exporter.data import NEGATIVE_ACTIONS, action_codes, first_test_event
 from exporter.evaluation import histories_before, prequential, report, scorer_of
 from exporter.export import Serving, write_bundle
 from exporter.histories import Horizon, Log
-from exporter.models import Plan, Recommender, create
+from exporter.models import Plan, Recommender, create, find
 from exporter.models.sampled import Sampling
 from exporter.settings import TrainSettings
 from exporter.trainer import Recipe
@@ -91,7 +91,10 @@ def split(data: dataset.Dataset, settings: TrainSettings, test: int, end: int) -
         items = events[:test].select("item", title=pl.lit("")).unique("item", keep="first", maintain_order=True)
     excluding = [name for name in EXCLUDING_ACTIONS if not (name == "purchase" and settings.repeat_purchases)]
     actions = action_codes(events[:test])
-    log = Log.of(events, items["item"].to_list(), actions, excluding)
+    learns_negatives = find(settings.model).learns_negatives
+    log = Log.of(events, items["item"].to_list(), actions, excluding, learns_negatives)
+    if not learns_negatives:
+        actions = {name: code for name, code in actions.items() if name not in NEGATIVE_ACTIONS}
     featuriser = Featuriser.fit(_content(items), settings.content_vectors) if settings.items else None
     return Experiment(items, log, validation, test, actions, excluding, featuriser)
 
@@ -178,7 +181,7 @@ def evaluated(model: Recommender, experiment: Experiment, settings: TrainSetting
     `hr@10` … exclude (and remember) the user's whole history, the protocol of the literature; `served_hr@10` … only
     the events that a worker keeps.
     """
-    events_R = np.arange(experiment.test, len(experiment.log))
+    events_R = experiment.test + np.flatnonzero(~experiment.log.negative_E[experiment.test :])
     if not len(events_R):
         return {}
     popularity = create("popularity", _plan(experiment, settings, experiment.test))

@@ -6,7 +6,7 @@ which the model sees the newest L known ones, and the newest items of excluding 
 Axes: E events, B users, L history length, H events kept of a user, X excluded items, W windows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+FIRST_NEGATIVE = 254  # codes from here on say that a user does not want an item
 Ints = NDArray[np.int64]
 Feeds = dict[str, NDArray[Any]]
 
@@ -28,6 +29,7 @@ class Log:
         action_E: uint8, codes of the manifest, 0 for actions that have none (the model never sees these).
         excluding_E: bool, whether the action excludes the item for good.
         time_E: int64, epoch ms in whole seconds, as the worker's state holds it.
+        shows_negatives: whether the model sees what a user disliked or hid; else it sees no such event.
     """
 
     user_E: Ints
@@ -35,9 +37,17 @@ class Log:
     action_E: NDArray[np.uint8]
     excluding_E: NDArray[np.bool_]
     time_E: Ints
+    shows_negatives: bool = False
 
     @classmethod
-    def of(cls, events: pl.DataFrame, items: list[str], codes: dict[str, int], excluding: list[str]) -> Self:
+    def of(
+        cls,
+        events: pl.DataFrame,
+        items: list[str],
+        codes: dict[str, int],
+        excluding: list[str],
+        shows_negatives: bool = False,
+    ) -> Self:
         """Encode the clean events of data.py."""
         rows = {item: row for row, item in enumerate(items)}
         return cls(
@@ -46,6 +56,7 @@ class Log:
             action_E=events["action"].replace_strict(codes, default=0, return_dtype=pl.UInt8).to_numpy(),
             excluding_E=events["action"].is_in(excluding).to_numpy(),
             time_E=events["time"].to_numpy() // 1000 * 1000,
+            shows_negatives=shows_negatives,
         )
 
     @classmethod
@@ -60,14 +71,29 @@ class Log:
 
     def __getitem__(self, part: slice | NDArray[np.bool_]) -> Self:
         """A part of the log, in its order."""
-        return type(self)(
-            self.user_E[part], self.item_E[part], self.action_E[part], self.excluding_E[part], self.time_E[part]
+        return replace(
+            self,
+            user_E=self.user_E[part],
+            item_E=self.item_E[part],
+            action_E=self.action_E[part],
+            excluding_E=self.excluding_E[part],
+            time_E=self.time_E[part],
         )
 
     @cached_property
     def known_E(self) -> NDArray[np.bool_]:
         """bool [E]: the model can see the event."""
-        return (self.item_E >= 0) & (self.action_E > 0)
+        return (self.item_E >= 0) & (self.action_E > 0) & (self.shows_negatives | ~self.negative_E)
+
+    @property
+    def negative_E(self) -> NDArray[np.bool_]:
+        """bool [E]: the user disliked or hid the item."""
+        return self.action_E >= FIRST_NEGATIVE
+
+    @cached_property
+    def wanted_E(self) -> NDArray[np.bool_]:
+        """bool [E]: the model can see the event, and the user wanted the item: what counts and is predicted."""
+        return self.known_E & ~self.negative_E
 
     @cached_property
     def by_user(self) -> Ints:

@@ -30,6 +30,9 @@ class DataSettings(BaseSettings):
     item_column: str = Field("item", description="Column of the item in the events and in the items.")
     time_column: str = Field("time", description="Column of the time: epoch seconds, epoch ms, or ISO 8601 text.")
     action_column: str = Field("action", description="Column of the action; without it every event is a view.")
+    rating_column: str = Field(
+        "", description="Column of ratings in the events: the best fifth are likes, the lower two fifths dislikes."
+    )
     title_column: str = Field("title", description="Column of the title in the items.")
     content_vectors: str = Field(
         "", description="Column of the items with a precomputed vector: list of numbers, of one length, for every item."

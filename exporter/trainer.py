@@ -171,7 +171,7 @@ def batches_of(
             "history_actions": np.where(inputs >= 0, log.action_E[inputs], 0).astype(np.uint8),
             "history_times": np.where(inputs >= 0, log.time_E[inputs], 0),
         }
-        target_BL = np.where(targets >= 0, log.item_E[targets], -1)
+        target_BL = np.where((targets >= 0) & log.wanted_E[targets], log.item_E[targets], -1)
         yield {name: torch.from_numpy(array) for name, array in feeds.items()}, torch.from_numpy(target_BL)
 
 

@@ -72,7 +72,7 @@ def fit(
     course = Course()
     if not list(model.parameters()):
         return course
-    events_R = np.arange(split, len(log))
+    events_R = split + np.flatnonzero(~log.negative_E[split:])
     trainer = Trainer(model, log[:split], horizon.length, recipe)
     kept = Checkpoint.of(checkpoint, "fit", log[:split], model, recipe)
     state = kept.load() if resume else None

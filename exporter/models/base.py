@@ -84,7 +84,7 @@ class Plan:
     @cached_property
     def counts_N(self) -> Tensor:
         """int64 [N], events of each item in the log."""
-        return torch.from_numpy(np.bincount(self.log.item_E[self.log.known_E], minlength=self.items))
+        return torch.from_numpy(np.bincount(self.log.item_E[self.log.wanted_E], minlength=self.items))
 
 
 class Recommender(nn.Module, ABC):
@@ -94,6 +94,7 @@ class Recommender(nn.Module, ABC):
         name: what `--model` calls it.
         reads: the feeds it uses; the worker computes no others. `excluded_items` is always there, for its B.
         explains: whether `because` is part of the graph.
+        learns_negatives: whether it learns from what users disliked or hid; else it sees no such event.
         vector_size: S, of a recurrent model; 0 for others.
         window: the newest events that it looks at, and is trained on windows of; None: all L of the plan.
     """
@@ -101,6 +102,7 @@ class Recommender(nn.Module, ABC):
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ("history_items",)
     explains: ClassVar[bool] = False
+    learns_negatives: ClassVar[bool] = False
     vector_size: int = 0
     window: int | None = None
 

@@ -44,7 +44,7 @@ def pairs_within(log: Log, window: int, weight_of: Callable[[int], float], items
         weight_of: distance (1 = next) -> weight of the pair.
         items: N.
     """
-    events = log.by_user[log.known_E[log.by_user]]
+    events = log.by_user[log.wanted_E[log.by_user]]
     item_E, user_E = log.item_E[events], log.user_E[events]
     sums = pl.DataFrame(schema={"key": pl.Int64, "weight": pl.Float64})
     for first in range(1, window + 1, CHUNK):

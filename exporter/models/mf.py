@@ -69,7 +69,7 @@ class MatrixFactorisation(Recommender):
         unpack_DD[rows, columns] = unpack_DD[columns, rows] = np.arange(len(rows))
         self.register_buffer("upper_S", torch.from_numpy(rows * d + columns))
         self.register_buffer("unpack_DD", torch.from_numpy(unpack_DD.ravel()))
-        known = plan.log.known_E
+        known = plan.log.wanted_E
         self._events = plan.log.user_E[known], plan.log.item_E[known]
         self.register_buffer("bias_N", torch.zeros(plan.items))
         self.register_buffer("initial_ND", torch.randn(plan.items, d) * INITIAL_STD, persistent=False)

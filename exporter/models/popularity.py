@@ -26,7 +26,7 @@ def log_counts(log: Log, items: int, half_life: float | None) -> Tensor:
     Args:
         half_life: as a share of the time from the first event to the last; None for no decay.
     """
-    item_E, time_E = log.item_E[log.known_E], log.time_E[log.known_E]
+    item_E, time_E = log.item_E[log.wanted_E], log.time_E[log.wanted_E]
     weight_E = torch.ones(len(item_E), dtype=torch.float64)
     span = float(np.ptp(time_E)) if len(time_E) else 0.0
     if half_life and span:

@@ -29,6 +29,7 @@ class TwoTower(Recommender):
     name: ClassVar[str] = "two-tower"
     reads: ClassVar[tuple[str, ...]] = ("history_items", "history_actions")
     explains: ClassVar[bool] = True
+    learns_negatives: ClassVar[bool] = True
 
     window: int
 
@@ -39,7 +40,8 @@ class TwoTower(Recommender):
         self.score = plan.score
         self.window = min(plan.window, plan.length)
         self.place_L = nn.Parameter(-torch.arange(self.window) / 5)  # logits; 0 is the newest event
-        self.action_A = nn.Parameter(torch.zeros(ACTIONS))
+        self.action_A = nn.Parameter(torch.zeros(ACTIONS))  # logits
+        self.sign_A = nn.Parameter(torch.ones(ACTIONS))  # what a dislike adds may be below 0
         self.empty_D = nn.Parameter(torch.zeros(plan.dim))  # the user without history
         self.bilinear = nn.Linear(plan.dim, plan.dim, bias=False) if plan.score == "bilinear" else None
         if self.bilinear is not None:
@@ -95,7 +97,8 @@ class TwoTower(Recommender):
         distance_LL = torch.arange(length)[:, None] - torch.arange(length)
         logits_BLL = self.place_L[distance_LL.clamp(min=0)] + self.action_A[feeds["history_actions"].int()][:, None]
         visible_BLL = (distance_LL >= 0) & (history_BL >= 0)[:, None]
-        weights_BLL = torch.where(visible_BLL, logits_BLL, MASKED).softmax(-1) * visible_BLL
+        sign_BL = self.sign_A[feeds["history_actions"].int()]
+        weights_BLL = torch.where(visible_BLL, logits_BLL, MASKED).softmax(-1) * visible_BLL * sign_BL[:, None]
         pooled_BLD = weights_BLL @ F.embedding(history_BL.clamp(min=0), items.vectors)
         has_target_BL = target_BL >= 0
         return self._user(pooled_BLD[has_target_BL], (history_BL >= 0)[has_target_BL])
@@ -108,7 +111,8 @@ class TwoTower(Recommender):
             self.place_L[: history_BL.shape[1]].flip(0) + F.embedding(actions_BL.int(), self.action_A[:, None])[..., 0]
         )
         is_item_BL = history_BL >= 0
-        weights_BL = torch.where(is_item_BL, logits_BL, MASKED).softmax(-1) * is_item_BL
+        sign_BL = F.embedding(actions_BL.int(), self.sign_A[:, None])[..., 0]
+        weights_BL = torch.where(is_item_BL, logits_BL, MASKED).softmax(-1) * is_item_BL * sign_BL
         return F.pad(weights_BL, (length - history_BL.shape[1], 0))
 
     def _user(self, pooled_BD: Tensor, some_B: Tensor) -> Tensor:

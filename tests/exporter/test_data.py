@@ -176,12 +176,22 @@ def test_items_keep_their_attributes_and_the_first_of_a_name(tmp_path: Path) -> 
     assert any("dropped 1: item named twice" in line for line in lines)
 
 
-def test_action_codes_leave_out_the_negative_ones() -> None:
+def test_what_is_not_wanted_has_codes_of_its_own() -> None:
     events = pl.DataFrame({"action": ["share", "view", "hide", "dislike", "comment"]})
     codes = action_codes(events)
-    assert codes == {"view": 1, "click": 2, "cart": 3, "purchase": 4, "like": 5, "comment": 6, "share": 7}
+    assert codes == {
+        "view": 1,
+        "click": 2,
+        "cart": 3,
+        "purchase": 4,
+        "like": 5,
+        "comment": 6,
+        "share": 7,
+        "hide": 254,
+        "dislike": 255,
+    }
 
 
 def test_too_many_actions_are_refused() -> None:
-    with pytest.raises(DataError, match="at most 255"):
+    with pytest.raises(DataError, match="at most 253"):
         action_codes(pl.DataFrame({"action": [f"a{n}" for n in range(300)]}))
