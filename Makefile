@@ -23,7 +23,8 @@ check: install ## lint, format and types only
 	@scripts/check
 
 bench: install ## throughput and latency beside an echo of the same client
-	@exec .venv/bin/python -m benchmarks.run
+	@.venv/bin/python -m benchmarks.run
+	@exec .venv/bin/python -m benchmarks.run graphs
 
 quality: install ## HR@10 and NDCG@10 of every model on MovieLens and groceries beside the baselines; about an hour and a half
 	@exec .venv/bin/python -m benchmarks.quality

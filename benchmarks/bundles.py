@@ -57,6 +57,7 @@ def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH, name: st
     if kept is not None:
         return kept
     # Not at the top: torch takes seconds to import.
+    import numpy as np
     import polars as pl
     import torch
 
@@ -65,7 +66,11 @@ def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH, name: st
     from exporter.models import Plan, create
 
     torch.manual_seed(0)
-    model = create(name, Plan(count, Log.empty(), length, dim)).eval()
+    rng, events = np.random.default_rng(0), 20 * count
+    users_E, items_E = rng.integers(0, count, events), rng.integers(0, count, events)
+    seconds_E = 1_700_000_000 + np.arange(events)
+    log = Log(users_E, items_E, np.ones(events, np.uint8), np.zeros(events, np.bool_), seconds_E * 1000)
+    model = create(name, Plan(count, log, length, dim=dim)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kafka.errors import KafkaError
 
-from benchmarks import bars, catch_up, checkpoints, machine, restore, soak
+from benchmarks import bars, catch_up, checkpoints, graphs, machine, restore, soak
 from stream_worker.errors import StreamWorkerError
 
 
@@ -29,6 +29,7 @@ BENCHMARKS = {
     "bars": Benchmark(bars.run, bars.table),
     "checkpoints": Benchmark(checkpoints.run, checkpoints.table),
     "catch-up": Benchmark(catch_up.run, catch_up.table),
+    "graphs": Benchmark(graphs.run, graphs.table),
     "restore": Benchmark(restore.run, restore.table),
     "soak": Benchmark(soak.run, soak.table),
 }

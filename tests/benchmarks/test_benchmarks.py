@@ -59,6 +59,12 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "burst": {"users_per_s", "users", "rss_mib", "most_over_least"},
         "bars": {"churn_rss", "burst_rss"},
     },
+    "graphs": {
+        "seed": set(),
+        "load": {"items", "dim", "length", "repeats"},
+        "models": {"sasrec", "hybrid"},
+        "bars": {"hybrid_vs_sequence"},
+    },
     "restore": {
         "seed": set(),
         "load": {"users", "mean_history", "repeats"},
