@@ -14,7 +14,7 @@ from benchmarks import bundles
 from stream_worker.batch import NO_ITEM, Feeds
 from stream_worker.bundle import Bundle
 
-MODELS = ("sasrec", "hybrid", "two-tower", "ncf", "gru4rec", "mf", "rules", "itemknn")
+MODELS = ("sasrec", "hybrid", "tower-hybrid", "two-tower", "ncf", "gru4rec", "mf", "rules", "itemknn")
 BATCHES = (1, 32)
 BLEND_BAR = 1.5
 SECONDS = 0.5  # of each turn

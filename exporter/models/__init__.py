@@ -2,7 +2,7 @@
 
 from exporter.models.base import REGISTRY, Graph, Plan, Recommender, create, find
 from exporter.models.gru4rec import GRU4Rec
-from exporter.models.hybrid import Hybrid
+from exporter.models.hybrid import Hybrid, TowerHybrid
 from exporter.models.itemknn import ItemKNN
 from exporter.models.mf import MatrixFactorisation
 from exporter.models.ncf import NCF
@@ -26,6 +26,7 @@ __all__ = [
     "Recommender",
     "Rules",
     "SASRec",
+    "TowerHybrid",
     "TwoTower",
     "create",
     "find",
