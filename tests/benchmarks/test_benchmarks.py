@@ -55,8 +55,8 @@ KEYS: dict[str, dict[str, set[str]]] = {
     },
     "soak": {
         "load": {"events", "bound", "churn", "warm_up", "burst"},
-        "churn": {"events_per_s", "lists", "users", "evicted", "rss_mib", "most_over_least"},
-        "burst": {"users_per_s", "users", "rss_mib", "most_over_least"},
+        "churn": {"events_per_s", "lists", "users", "evicted", "rss_mib", "flat", "most_over_least"},
+        "burst": {"users_per_s", "users", "rss_mib", "flat", "most_over_least"},
         "bars": {"churn_rss", "burst_rss"},
     },
     "graphs": {
