@@ -15,6 +15,7 @@ from exporter.models import Hybrid, Recommender
 from exporter.models.counts import gathered
 from exporter.models.hybrid import HALF
 from exporter.models.parts import Counted, Part, total
+from exporter.models.twotower import TwoTower
 from exporter.parity import random_feeds
 from stream_worker.bundle import Bundle, create_session
 from stream_worker.manifest import MODEL
@@ -52,7 +53,8 @@ def same_lists(one: Feeds, other: Feeds) -> None:
 def missed(model: Recommender, feeds: Feeds, items_BK: NDArray[np.int64]) -> NDArray[np.float32]:
     """What each item of the list loses without each column of the history, [B, K, L]: by leaving it out.
 
-    A sequence model's score has no parts: its reason is the event whose item is most like the recommended one.
+    The others keep their weights. The score of self-attention has no parts: its reason is the event whose item is most
+    like the recommended one.
     """
     tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
     items = {name: tensor.detach() for name, tensor in model.item_tensors().items()}
@@ -63,6 +65,11 @@ def missed(model: Recommender, feeds: Feeds, items_BK: NDArray[np.int64]) -> NDA
         return np.take_along_axis(missed_BLN, items_BK[:, None], 2).swapaxes(1, 2)
     history_BL = feeds["history_items"]
     vectors_ND = items["item_vectors"].numpy()
+    if isinstance(model, TwoTower):
+        with torch.inference_mode():
+            weights_BL = model._weights(tensors["history_items"], tensors["history_actions"]).numpy()  # noqa: SLF001
+        lost_BLD = weights_BL[..., None] * vectors_ND[np.maximum(history_BL, 0)]
+        return np.where(history_BL[:, None] >= 0, vectors_ND[items_BK] @ lost_BLD.swapaxes(1, 2), HIDDEN)
     alike_BKL = vectors_ND[items_BK] @ vectors_ND[np.maximum(history_BL, 0)].swapaxes(1, 2)
     return np.where(history_BL[:, None] >= 0, alike_BKL, HIDDEN)
 
