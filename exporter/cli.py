@@ -1,4 +1,4 @@
-"""`exporter train` and `exporter verify`: the only place of the trainer that wires objects and prints."""
+"""The exporter's commands: the only place of the trainer that wires objects and prints."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pydantic_settings import BaseSettings
 from rich.console import Console
 
-from exporter.settings import TrainSettings, VerifySettings
+from exporter.settings import QuantizeSettings, TrainSettings, VerifySettings
 from stream_worker.errors import SettingsError, StreamWorkerError
 from stream_worker.settings import parse_arguments
 
@@ -16,6 +16,7 @@ USAGE = """usage: exporter COMMAND [flags]
 commands:
   train    train a model on a file of events, evaluate it, and write a bundle
   verify   check a bundle: its hashes, its graph, and the lists of its example
+  quantize write a bundle anew with 8-bit weights and items, and say what that changes
 
 `exporter COMMAND --help` lists the flags."""
 
@@ -59,9 +60,18 @@ def verify(settings: VerifySettings, console: Console) -> None:
         console.print(f"OK   {line}")
 
 
+def quantize(settings: QuantizeSettings, console: Console) -> None:
+    """Write a bundle anew in 8 bits, unless its lists get worse."""
+    from exporter.quantize import run
+
+    bundle = run(settings, lambda: datetime.now(UTC), console)
+    console.print(f"bundle: {bundle}")
+
+
 COMMANDS: dict[str, tuple[type[BaseSettings], Callable[..., None]]] = {
     "train": (TrainSettings, train),
     "verify": (VerifySettings, verify),
+    "quantize": (QuantizeSettings, quantize),
 }
 
 

@@ -15,18 +15,14 @@ _CONFIG = SettingsConfigDict(
 )
 
 
-class TrainSettings(BaseSettings):
-    """Train a model on a file of events, evaluate it on the newest of them, and write a bundle."""
+class DataSettings(BaseSettings):
+    """The files, and how they are read: the same for training and evaluation."""
 
     model_config = _CONFIG
 
     events: Path = Field(description="Parquet, CSV or JSON lines: user, item, time and optionally action.")
     items: Path | None = Field(
         None, description="Parquet, CSV or JSON lines: item, title, attributes; events of other items are dropped."
-    )
-    out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
-    model: str = Field(
-        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
     )
 
     user_column: str = Field("user", description="Column of the user in the events.")
@@ -38,6 +34,16 @@ class TrainSettings(BaseSettings):
     train_share: float = Field(
         0.8, gt=0, le=1, description="Share of the events, by time, to train on; the rest tests."
     )
+
+
+class TrainSettings(DataSettings):
+    """Train a model on a file of events, evaluate it on the newest of them, and write a bundle."""
+
+    out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
+    model: str = Field(
+        "sasrec", description="Model of the zoo (sasrec, popularity), or your own: package.module:Class."
+    )
+
     validation_share: float = Field(
         0.1, gt=0, lt=1, description="Share of these, their newest, that decide when to stop."
     )
@@ -71,3 +77,20 @@ class VerifySettings(BaseSettings):
     model_config = _CONFIG
 
     bundle: CliPositionalArg[Path] = Field(description="A bundle, or a directory of bundles with a current.json.")
+
+
+class QuantizeSettings(DataSettings):
+    """Write a bundle anew with 8-bit weights and items, unless its lists get worse."""
+
+    bundle: CliPositionalArg[Path] = Field(description="A bundle, or a directory of bundles with a current.json.")
+    out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
+    max_loss: float = Field(
+        0.01, ge=-1, lt=1, description="Largest share of NDCG@10 that may be lost; else nothing is written."
+    )
+    items_int8: bool = Field(True, description="Items in 8 bits: a quarter of the memory.")
+    weights_int8: bool = Field(True, description="Weights of the encoder in 8 bits: a quarter of the file.")
+    history_length: int = Field(64, ge=1, le=4096, description="Events that the worker keeps of a user.")
+    test_events: int = Field(
+        50_000, ge=1, description="Most events after the cut to rank; of more, so many at equal distances."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Of the resamples behind the interval.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings
 
-from exporter.settings import TrainSettings
+from exporter.settings import DataSettings, QuantizeSettings, TrainSettings
 from stream_worker.metrics import Metrics
 from stream_worker.settings import (
     PREFIX,
@@ -41,7 +41,9 @@ def settings_table() -> str:
         ("`stream-worker topics`", TopicsSettings, set(KafkaSettings.model_fields)),
         ("`stream-worker forget USER`", ForgetSettings, {*EventSettings.model_fields, "user"}),
         ("`stream-worker seed`", SeedSettings, set(StateSettings.model_fields)),
-        ("`exporter train`", TrainSettings, set[str]()),
+        ("`exporter train` and `quantize`: the data", DataSettings, set[str]()),
+        ("`exporter train`: the rest", TrainSettings, set(DataSettings.model_fields)),
+        ("`exporter quantize BUNDLE`", QuantizeSettings, {*DataSettings.model_fields, "bundle"}),
     ]
     return "\n".join(f"## {title}\n\n{_rows(cls, leave_out)}" for title, cls, leave_out in sections)
 
