@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pydantic_settings import BaseSettings
 from rich.console import Console
 
-from exporter.settings import CompareSettings, EvaluateSettings, TrainSettings, VerifySettings
+from exporter.settings import CompareSettings, EvaluateSettings, QuantizeSettings, TrainSettings, VerifySettings
 from stream_worker import logs
 from stream_worker.errors import SettingsError, StreamWorkerError
 from stream_worker.settings import parse_arguments
@@ -19,6 +19,7 @@ commands:
   verify   check a bundle: its hashes, its graph, and the lists of its example
   evaluate judge the lists of a bundle, made by the worker's own code
   compare  judge two bundles on the same events
+  quantize write a bundle anew with 8-bit weights and items, and say what that changes
 
 `exporter COMMAND --help` lists the flags."""
 INTERRUPTED = "exporter: interrupted, no bundle is written; `train --resume` goes on after the last pass"
@@ -82,11 +83,20 @@ def compare(settings: CompareSettings, console: Console) -> None:
     run.compare(settings, console)
 
 
+def quantize(settings: QuantizeSettings, console: Console) -> None:
+    """Write a bundle anew in 8 bits, unless its lists get worse."""
+    from exporter.quantize import run
+
+    bundle = run(settings, lambda: datetime.now(UTC), console)
+    console.print(f"bundle: {bundle}")
+
+
 COMMANDS: dict[str, tuple[type[BaseSettings], Callable[..., None]]] = {
     "train": (TrainSettings, train),
     "verify": (VerifySettings, verify),
     "evaluate": (EvaluateSettings, evaluate),
     "compare": (CompareSettings, compare),
+    "quantize": (QuantizeSettings, quantize),
 }
 
 

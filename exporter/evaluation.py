@@ -66,7 +66,7 @@ def prequential(scorer: Scorer, log: Log, events_R: Ints, horizon: Horizon) -> N
         events_R: int64 [R], numbers of events in the log.
     """
     rank_R = np.empty(len(events_R))
-    for batch in _batches(log, events_R):
+    for batch in batches(log, events_R):
         events_B = events_R[batch]
         rank_R[batch] = ranks(scorer(feeds_before(log, events_B, horizon)), log.item_E[events_B])
     return rank_R
@@ -74,17 +74,17 @@ def prequential(scorer: Scorer, log: Log, events_R: Ints, horizon: Horizon) -> N
 
 def histories_before(log: Log, events_R: Ints, horizon: Horizon) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Feeds just before each of these events, and its item, int64 [B]; histories of like length in a batch."""
-    for events_B in _batches(log, events_R):
+    for events_B in batches(log, events_R):
         feeds = feeds_before(log, events_R[events_B], horizon)
         target_B = torch.from_numpy(log.item_E[events_R[events_B]])
         yield {name: torch.from_numpy(array) for name, array in feeds.items()}, target_B
 
 
-def _batches(log: Log, events_R: Ints) -> list[Ints]:
+def batches(log: Log, events_R: Ints, size: int = BATCH) -> list[Ints]:
     """Places in `events_R`, shortest history first."""
     place_R = log.place_E[events_R]
     shortest_first = np.argsort(place_R - log.start_E[place_R], kind="stable")
-    return np.split(shortest_first, np.arange(BATCH, len(events_R), BATCH))
+    return np.split(shortest_first, np.arange(size, len(events_R), size))
 
 
 def scorer_of(model: Recommender) -> Scorer:

@@ -3,15 +3,12 @@
 Axes: B users, L history length, N items, D item dimension, X excluded items, K list length.
 """
 
-import hashlib
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +24,8 @@ from exporter.histories import Feeds
 from exporter.models.base import FILLS, Graph, Recommender
 from exporter.models.gru import TRANSLATIONS
 from exporter.parity import check_parity, padded, random_feeds
-from stream_worker.bundle import Bundle, create_session
+from exporter.publish import publish, save_arrays
+from stream_worker.bundle import create_session
 from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError
 from stream_worker.manifest import (
@@ -43,9 +41,6 @@ from stream_worker.manifest import (
     Manifest,
     ResidentEntry,
     TensorEntry,
-    set_current,
-    sha256_of,
-    write_manifest,
 )
 
 OPSET = 20
@@ -87,8 +82,6 @@ def write_bundle(
 ) -> Path:
     """Export the model, check it, and make it the current bundle of `out`.
 
-    Everything is written into a directory beside, loaded there as a worker loads it, and renamed.
-
     Args:
         out: the directory of bundles; made if it is not there.
         items: item, title and perhaps attributes (a struct), one row a row of the item tensors.
@@ -101,29 +94,21 @@ def write_bundle(
     Raises:
         BundleError: the graph does not export, differs from the model, or two items cannot be told apart.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
-    beside.chmod(0o755)  # mkdtemp's is 0700, and the worker may run as somebody else
-    try:
+
+    def fill(beside: Path) -> Manifest:
         graph = Graph(model, serving.k).eval()
         inputs, outputs = export_onnx(graph, beside / MODEL, serving.length)
         codes = sorted(serving.actions.values())
         check_parity(graph, beside / MODEL, serving.length, BATCH_BUCKETS[-1], codes)
-        _save_arrays(beside / ITEMS, {name: tensor.numpy() for name, tensor in _detached(model).items()})
+        save_arrays(beside / ITEMS, {name: tensor.numpy() for name, tensor in _detached(model).items()})
         _write_item_rows(beside / ITEM_ROWS, items)
         if featuriser is not None and model.item_encoder is not None:
             featuriser.save(beside / CONTENT)
             export_item_encoder(model.item_encoder, beside / ITEM_ENCODER, featuriser.size)
-        _save_arrays(beside / EXAMPLE, _example(graph, beside / MODEL, serving.length, codes))
-        name, created = _free_name(out, model.name, _content_hash(beside), now)
-        write_manifest(beside, _manifest(beside, name, created, graph, inputs, outputs, serving))
-        Bundle(beside).check_example()
-        bundle = beside.rename(out / name)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    set_current(out, bundle)
-    return bundle
+        save_arrays(beside / EXAMPLE, _example(graph, beside / MODEL, serving.length, codes))
+        return _manifest(graph, inputs, outputs, serving)
+
+    return publish(out, fill, now)
 
 
 def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry], list[TensorEntry]]:
@@ -172,14 +157,14 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
     onnx.save(model, path)
     # B may be taken from the shape of any input, which is no use of it.
     used = {name for node in model.graph.node if node.op_type != "Shape" for name in node.input}
-    inputs = [_entry(value) for value in model.graph.input]
+    inputs = [tensor_entry(value) for value in model.graph.input]
     for entry, shape in zip(inputs, axes, strict=True):
         if entry.name not in used:
             raise BundleError(f"export of {graph.model.name!r}: {entry.name} is not used. Take it out of `reads`.")
         frozen = [axis for axis, found in zip(shape, entry.shape, strict=True) if axis in dims and axis != found]
         if frozen:
             raise BundleError(f"export of {graph.model.name!r}: axis {frozen[0]} of {entry.name} is frozen.")
-    return inputs, [_entry(value) for value in model.graph.output]
+    return inputs, [tensor_entry(value) for value in model.graph.output]
 
 
 def export_item_encoder(encoder: nn.Module, path: Path, features: int) -> None:
@@ -209,7 +194,8 @@ def _axes(name: str, argument: torch.Tensor) -> tuple[str | int, ...]:
     return FEEDS[name][1] if name in FEEDS else ("N", *argument.shape[1:])
 
 
-def _entry(value: onnx.ValueInfoProto) -> TensorEntry:
+def tensor_entry(value: onnx.ValueInfoProto) -> TensorEntry:
+    """An input or output of a graph, for the manifest."""
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     return TensorEntry(value.name, str(dtype), [axis.dim_param or axis.dim_value for axis in tensor.shape.dim])
@@ -247,10 +233,6 @@ def _detached(model: Recommender) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in model.item_tensors().items()}
 
 
-def _save_arrays(path: Path, arrays: Feeds) -> None:
-    np.savez(path, allow_pickle=False, **arrays)
-
-
 def _write_item_rows(path: Path, items: pl.DataFrame) -> None:
     with path.open("wb") as file:
         for row in items.iter_rows(named=True):
@@ -272,38 +254,16 @@ def _example(graph: Graph, model_path: Path, length: int, codes: list[int]) -> F
     return example | {f"output.{name}": array for name, array in zip(graph.outputs, outputs, strict=True)}
 
 
-def _content_hash(directory: Path) -> str:
-    """The first 8 hex digits of the sha256 of the graph followed by the item tensors."""
-    content = hashlib.sha256()
-    for name in (MODEL, ITEMS):
-        content.update((directory / name).read_bytes())
-    return content.hexdigest()[:8]
-
-
-def _free_name(out: Path, kind: str, content: str, now: datetime) -> tuple[str, datetime]:
-    """The bundle's name, and its time: the next second at which no bundle of the same content was made."""
-    while (out / (name := f"{kind}-{now:%Y%m%dT%H%M%S}-{content}")).exists():
-        now += timedelta(seconds=1)
-    return name, now
-
-
-def _manifest(
-    directory: Path,
-    name: str,
-    created: datetime,
-    graph: Graph,
-    inputs: list[TensorEntry],
-    outputs: list[TensorEntry],
-    serving: Serving,
-) -> Manifest:
+def _manifest(graph: Graph, inputs: list[TensorEntry], outputs: list[TensorEntry], serving: Serving) -> Manifest:
+    """All but what `publish` sets."""
     tensors = _detached(graph.model)
     return Manifest(
         schema=SCHEMA,
-        model=name,
+        model="",
         name=graph.model.name,
-        created=created.isoformat(timespec="seconds"),
+        created="",
         opset=OPSET,
-        files={path.name: sha256_of(path) for path in sorted(directory.iterdir())},
+        files={},
         inputs=inputs,
         outputs=outputs,
         resident={

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings
 
-from exporter.settings import CompareSettings, DataSettings, EvaluateSettings, LiveSettings, TrainSettings
+from exporter.settings import (
+    CompareSettings,
+    DataSettings,
+    EvaluateSettings,
+    LiveSettings,
+    QuantizeSettings,
+    TrainSettings,
+)
 from stream_worker.metrics import Metrics
 from stream_worker.settings import (
     PREFIX,
@@ -41,11 +48,12 @@ def settings_table() -> str:
         ("`stream-worker topics`", TopicsSettings, set(KafkaSettings.model_fields)),
         ("`stream-worker forget USER`", ForgetSettings, {*EventSettings.model_fields, "user"}),
         ("`stream-worker seed`", SeedSettings, set(StateSettings.model_fields)),
-        ("`exporter train`, `evaluate` and `compare`: the data", DataSettings, set[str]()),
+        ("`exporter train`, `evaluate`, `compare` and `quantize`: the data", DataSettings, set[str]()),
         ("`exporter train`: the rest", TrainSettings, set(DataSettings.model_fields)),
         ("`exporter evaluate` and `compare`: the rest", LiveSettings, set(DataSettings.model_fields)),
         ("`exporter evaluate`", EvaluateSettings, set(LiveSettings.model_fields)),
         ("`exporter compare A B`", CompareSettings, {*LiveSettings.model_fields, "a", "b"}),
+        ("`exporter quantize BUNDLE`", QuantizeSettings, {*DataSettings.model_fields, "bundle"}),
     ]
     return "\n".join(f"## {title}\n\n{_rows(cls, leave_out)}" for title, cls, leave_out in sections)
 

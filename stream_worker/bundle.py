@@ -217,6 +217,8 @@ def create_session(model: Path, device: Device = "cpu", threads: int = 1) -> ort
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what it would log it also raises, and we report it
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # int8 weights become float once, at load, not in every run; nor may a fusion round activations on their account.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     providers = ["CPUExecutionProvider"]
     if device == "cuda":
         _require_cuda_driver()

@@ -41,6 +41,7 @@ FEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "new_times": ("int64", ("B", "M")),
     "excluded_items": ("int32", ("B", "X")),
 }
+INTEGERS = {name: np.iinfo(name) for name in ("int8", "uint8", "int16", "int32", "int64")}
 REQUIRED_OUTPUTS = ("items", "scores")
 
 
@@ -210,6 +211,10 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
         yield f"vector and updated_vector must be float32 [B, S = {manifest.S}]."
     if len(vectors) != (2 if manifest.S else 0):
         yield "a graph that keeps a vector takes `vector`, gives `updated_vector`, and S is its size; else S is 0."
+    for name, resident in manifest.resident.items():
+        bounds, fill = INTEGERS.get(resident.dtype), resident.fill_value
+        if bounds and not (fill.is_integer() and bounds.min <= fill <= bounds.max):
+            yield f"the fill of resident tensor {name!r} is {resident.fill}, which no {resident.dtype} can be."
     if "item_bias" not in manifest.resident:
         yield "no resident tensor item_bias: without it no row can be hidden."
 

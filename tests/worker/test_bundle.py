@@ -14,6 +14,8 @@ from stream_worker.errors import BundleError
 from stream_worker.manifest import find_bundle, read_manifest, set_current, sha256_of, write_manifest
 from stream_worker.messages import item_hash
 
+BYTES = {"dtype": "uint8", "fill": "-inf"}
+
 
 @pytest.fixture
 def copy(models: dict[str, Path], tmp_path: Path) -> Path:
@@ -73,6 +75,7 @@ def test_a_missing_or_linked_file_is_refused(copy: Path) -> None:
         ({"inputs": [{"name": "now", "dtype": "int32", "shape": ["B"]}]}, "'now' is int32"),
         ({"outputs": []}, "must give"),
         ({"resident": {}}, "cannot feed|item_bias"),
+        ({"resident": {"item_vectors": BYTES, "item_bias": BYTES}}, "'item_vectors' is -inf, which no uint8"),
         ({"buckets": {"batch": [], "length": [10], "new": [10]}}, "buckets.batch"),
         ({"buckets": {"batch": [1], "length": [5], "new": [10]}}, "L = 10"),
         ({"items": "many"}, "Expected `int`"),
