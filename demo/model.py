@@ -20,7 +20,7 @@ from stream_worker.manifest import Manifest, find_bundle, read_manifest, sha256_
 TRAIN_SHARE = 0.8
 MOVIELENS = ROOT / ".cache" / "movielens"
 MADE_FROM = "made-from.json"  # in the directory of models: what its current bundle was trained on
-LIMITS = {"sasrec": ["--max-minutes", "2"]}
+LIMIT = ["--max-minutes", "2"]  # of training; what only counts needs none
 
 Event = tuple[str, bytes]  # the record's key and value
 
@@ -101,7 +101,7 @@ def train(settings: DemoSettings, data: Data, stop: Stop) -> Path:
     command = ["-m", "exporter", "train", "--events", str(data.events), "--out", str(models)]
     command += ["--items", str(data.items)] if data.items else []
     command += ["--model", settings.model, "--train-share", str(TRAIN_SHARE), "--seed", str(settings.seed)]
-    command += LIMITS.get(settings.model, [])
+    command += LIMIT
     sys.stdout.flush()
     if run_to_end("exporter train", command, stop).returncode:
         raise StreamWorkerError("the model could not be trained; what the exporter said stands above.")

@@ -67,7 +67,7 @@ KNOBS = (
     Knob("seed", _whole(0, 2**63 - 1), 0, "of the training; 0", "0"),
     Knob("kafka_port", _whole(1, 65535), 9092, "port of the broker that is started; 9092", "9092"),
     Knob("http_port", _whole(1, 65535 - WORKERS), 9101, "port of worker 1, worker 2 takes the next; 9101", "9101"),
-    Knob("model", str, "sasrec", "sasrec or popularity; sasrec", "sasrec", "DEMO_MODEL"),
+    Knob("model", str, "hybrid", "a model of docs/models.md; hybrid", "two-tower", "DEMO_MODEL"),
     Knob("events", Path, None, "your events instead of MovieLens 100k", "events.parquet", "DEMO_EVENTS"),
     Knob("items", Path, None, "their items", "items.parquet", "DEMO_ITEMS"),
     Knob("directory", Path, ROOT / ".demo", "for models, logs and Kafka's data; .demo", "/tmp/demo", "DEMO_DIR"),  # noqa: S108

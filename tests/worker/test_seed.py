@@ -333,7 +333,7 @@ def test_users_move_to_more_partitions_without_a_lost_event(make: Make, seed: in
     wanted = settings(new, from_topic=old.names["state_topic"], group=old.group)
     with pytest.raises(DataError, match="has workers"):
         run(wanted)
-    there = settings(old)
+    there = settings(old, events=["unread.parquet"])
     wait_for("a checkpoint of both partitions", lambda: len(stored(there)[2]) == 2)
     first.kill()
     old.send([("u1", "i7")])  # a late one
