@@ -88,13 +88,14 @@ def batches(log: Log, events_R: Ints, size: int = BATCH) -> list[Ints]:
 
 
 def scorer_of(model: Recommender) -> Scorer:
-    """The model's scores of all items, excluded ones -inf, as a function of arrays."""
+    """The scores of all items, excluded ones -inf, as a function of arrays, by the weights the model has now."""
+    model.eval()
+    with torch.inference_mode():
+        items = model.item_tensors()
 
     def scores(feeds: Feeds) -> Floats:
         tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
-        model.eval()
         with torch.inference_mode():
-            items = model.item_tensors()
             scores_BN = model.scores(model.updated(from_history(tensors, model.vector_size), items), items)
             return exclude(scores_BN, tensors["excluded_items"]).numpy()
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.evaluate.bootstrap import intervals
+from exporter.evaluate.ranking import accuracy
 from exporter.evaluation import batches
 from exporter.histories import Feeds, Horizon, Ints, Log, feeds_before
 from stream_worker.bundle import Bundle
@@ -20,7 +22,6 @@ OVERLAP_PLACES = 20
 BATCHES = (1, 32)
 TIMED_BATCHES = 8  # different ones of each size
 REPEATS = 20
-RESAMPLES = 1000
 
 Floats = NDArray[np.float64]
 
@@ -62,11 +63,12 @@ def measure(before: Bundle, after: Bundle, log: Log, events_R: Ints, horizon: Ho
     """
     before_RK, after_RK = (lists(bundle, log, events_R, horizon) for bundle in (before, after))
     gain_R, new_gain_R = (gains(rows_RK, log.item_E[events_R]) for rows_RK in (before_RK, after_RK))
+    difference = intervals((new_gain_R - gain_R)[:, None], log.user_E[events_R], seed)
     places = min(OVERLAP_PLACES, before.manifest.K)
     return Impact(
         events=len(events_R),
         ndcg=(float(gain_R.mean()), float(new_gain_R.mean())),
-        interval=paired_interval(new_gain_R - gain_R, log.user_E[events_R], np.random.default_rng(seed)),
+        interval=(float(difference.low_M[0]), float(difference.high_M[0])),
         places=places,
         overlap=overlap(before_RK[:, :places], after_RK[:, :places]),
         cpu_us={size: _cpu_us(before, after, _some_feeds(before, log, events_R, horizon, size)) for size in BATCHES},
@@ -85,9 +87,7 @@ def lists(bundle: Bundle, log: Log, events_R: Ints, horizon: Horizon) -> Ints:
 def gains(rows_RK: Ints, target_R: Ints) -> Floats:
     """1 / log2(rank + 1) where the item is among the first 10, else 0: its mean is NDCG@10."""
     hit_RK = (rows_RK == target_R[:, None]) & (target_R >= 0)[:, None]
-    discount_K = 1 / np.log2(np.arange(rows_RK.shape[1]) + 2)
-    gain_R: Floats = (hit_RK * discount_K)[:, :NDCG_PLACES].sum(axis=1)
-    return gain_R
+    return accuracy(hit_RK, np.ones(len(hit_RK), np.int64), min(NDCG_PLACES, hit_RK.shape[1]))["ndcg"]
 
 
 def overlap(one_RK: Ints, other_RK: Ints) -> float:
@@ -95,18 +95,6 @@ def overlap(one_RK: Ints, other_RK: Ints) -> float:
     item_RK = one_RK >= 0
     both_RK = item_RK & (one_RK[:, :, None] == other_RK[:, None, :]).any(axis=2)
     return float(both_RK.sum() / max(1, item_RK.sum()))
-
-
-def paired_interval(difference_R: Floats, user_R: Ints, rng: np.random.Generator) -> tuple[float, float]:
-    """Bootstrap 95 % of the mean; users are drawn, with all of their events, as these are not independent."""
-    _, user_R = np.unique(user_R, return_inverse=True)
-    sum_U, count_U = np.bincount(user_R, difference_R), np.bincount(user_R)
-    means = []
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(0, len(sum_U), len(sum_U))
-        means.append(sum_U[drawn].sum() / count_U[drawn].sum())
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def _cpu_us(before: Bundle, after: Bundle, feeds: list[Feeds]) -> tuple[float, float]:

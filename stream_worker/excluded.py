@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_worker.fold import exclude
+from stream_worker.slabs import grow
 
-FIRST_ROWS, CHUNK_ROWS = 64, 4096  # slabs double from the first, and then grow by chunks
+FIRST_ROWS = 64  # of the slabs
 NONE = 0  # the row of everybody without such items; it stays empty
 
 
@@ -68,10 +69,8 @@ class Excluded:
             row = self._free.pop()
             self.length[row] = 0
             return row
-        row, capacity = self._used, len(self.length)
+        row = self._used
         self._used += 1
-        if row == capacity:
-            capacity += min(max(capacity, FIRST_ROWS), CHUNK_ROWS)
-            for slab in (self.items, self.actions, self.length):
-                slab.resize((capacity, *slab.shape[1:]), refcheck=False)  # see state.py
+        if row == len(self.length):
+            grow((self.items, self.actions, self.length), row, FIRST_ROWS)
         return row

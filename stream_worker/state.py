@@ -17,8 +17,9 @@ from stream_worker.errors import DataError
 from stream_worker.events import Events
 from stream_worker.excluded import NONE, Excluded
 from stream_worker.fold import Fold, append, insert
+from stream_worker.slabs import grow
 
-FIRST_ROWS, CHUNK_ROWS = 256, 4096  # slabs double from the first, and then grow by chunks
+FIRST_ROWS = 256  # of the slabs
 MAX_ACTIONS = 65_535
 NO_OFFSET = -1
 ALL_UNSEEN = 2**30  # the vector is to be rebuilt, whatever the length of the history
@@ -427,7 +428,4 @@ class Partition:
         return row
 
     def _grow(self) -> None:
-        self._capacity += min(max(self._capacity, FIRST_ROWS), CHUNK_ROWS)
-        for slab in self._slabs:
-            # In place by realloc, which moves pages, not bytes, once a slab is large; no view outlives a call.
-            slab.resize((self._capacity, *slab.shape[1:]), refcheck=False)
+        self._capacity = grow(self._slabs, self._capacity, FIRST_ROWS)

@@ -6,7 +6,8 @@ Axes: R ranked events, K list length.
 import numpy as np
 import pytest
 
-from exporter.impact import gains, overlap, paired_interval
+from exporter.evaluate.bootstrap import intervals
+from exporter.impact import gains, overlap
 
 
 def test_gains_are_ndcg_with_one_relevant_item() -> None:
@@ -25,7 +26,8 @@ def test_the_interval_holds_the_mean_and_draws_users_whole() -> None:
     rng = np.random.default_rng(0)
     user_R = np.repeat(np.arange(100), 50)
     by_user = rng.standard_normal(100)
-    low, high = paired_interval(by_user[user_R], user_R, np.random.default_rng(1))
+    _, (low,), (high,) = intervals(by_user[user_R][:, None], user_R, 1)
     assert low < by_user.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * by_user.std() / 10, rel=0.15), "as if there were 100 events, not 5000"
-    assert paired_interval(np.full(9, 0.25), np.arange(9), np.random.default_rng(0)) == (0.25, 0.25)
+    _, (low,), (high,) = intervals(np.full((9, 1), 0.25), np.arange(9), 0)
+    assert (low, high) == (0.25, 0.25)
