@@ -30,6 +30,8 @@ from stream_worker.content import Featuriser, Item
 from stream_worker.errors import DataError, SettingsError
 
 EXCLUDING_ACTIONS = ("purchase", "dislike", "hide")
+FEW_EVENTS = 200_000  # below, a model that learns them by heart does so too soon
+DROPOUT_OF_FEW, DROPOUT_OF_MANY = 0.3, 0.05
 TUNE_EVENTS = 8192  # of validation, for what is tuned after training; their histories stand in memory
 EXCLUDED_LENGTH = 32  # the worker's default
 
@@ -215,13 +217,19 @@ def _plan(experiment: Experiment, settings: TrainSettings, until: int) -> Plan:
         _length(settings),
         settings.window,
         settings.dim,
-        settings.dropout,
+        _dropout(settings, experiment.test),
         repeats=not settings.exclude_seen,
         content_NF=experiment.content_NF,
         score=settings.score,
         time_gaps=settings.time_gaps,
         action_embeddings=settings.action_embeddings,
     )
+
+
+def _dropout(settings: TrainSettings, events: int) -> float:
+    if settings.dropout is not None:
+        return settings.dropout
+    return DROPOUT_OF_FEW if events < FEW_EVENTS else DROPOUT_OF_MANY
 
 
 def _content(items: pl.DataFrame) -> list[Item]:

@@ -77,7 +77,12 @@ class TrainSettings(DataSettings):
     score: Literal["dot", "cosine", "bilinear"] = Field(
         "dot", description="How two towers compare user and item: u·v, cos(u, v) or u'Av."
     )
-    dropout: float = Field(0.3, ge=0, lt=1, description="Share of activations dropped in training.")
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of activations dropped in training; default 0.3 below 200,000 training events, else 0.05.",
+    )
     learning_rate: float = Field(3e-3, gt=0, lt=1, description="Step size of AdamW.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")
     negatives: int = Field(

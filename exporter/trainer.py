@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from exporter.histories import Ints, Log, windows
 from exporter.models.base import Recommender
 from stream_worker.errors import DataError
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 BETAS = (0.9, 0.98)  # of SASRec's Adam
+YOUNG = 4  # in the beginning the average reaches back over this part of the steps so far
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Recipe:
         batch: windows in a batch; small ones suit small data.
         patience: epochs without a better NDCG@10 on the validation part after which training stops.
         warmup_steps, decay_epochs, decay_to: see `Schedule`.
+        average_epochs: how far back the average of the weights reaches that is validated and kept.
         clip: largest norm of a step's gradients.
         max_minutes: of training; the same seed gives the same weights only where this does not cut it short.
     """
@@ -41,6 +45,7 @@ class Recipe:
     warmup_steps: int = 0
     decay_epochs: int = 0
     decay_to: float = 0.1
+    average_epochs: float = 1.0
     clip: float = 5.0
     max_epochs: int = 100
     patience: int = 5
@@ -71,6 +76,10 @@ class Schedule(NamedTuple):
 class Trainer:
     """Trains a model in place, an epoch a call.
 
+    The model to keep is `averaged`: an exponential moving average of the weights over about the last epoch (Polyak &
+    Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992). It does what a falling learning rate does,
+    at any epoch, without knowing which is the last.
+
     Args:
         model: its parameters are trained.
         log: what is fitted.
@@ -90,7 +99,16 @@ class Trainer:
         self._optimiser = torch.optim.AdamW(
             model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=BETAS, fused=True
         )
+        self._averaged = AveragedModel(model, multi_avg_fn=self._average)
+        self._reach = 1.0  # steps
         self.epochs = self.steps = 0  # done
+
+    @property
+    def averaged(self) -> Recommender:
+        """The model with the averaged weights."""
+        averaged = self._averaged.module
+        assert isinstance(averaged, Recommender)
+        return averaged
 
     @property
     def learning_rate(self) -> float:
@@ -110,12 +128,14 @@ class Trainer:
         """
         batches = list(batches_of(self._log, self._length, self._recipe.batch, self._rng))
         begin(len(batches))
+        self._reach = self._recipe.average_epochs * len(batches)
         losses = []
         for number, (feeds, target_BL) in enumerate(batches):
             rate = self._recipe.learning_rate * self._schedule(self.steps, self.epochs + number / len(batches))
             for group in self._optimiser.param_groups:
                 group["lr"] = rate
             losses.append(step(self._model, self._optimiser, feeds, target_BL, self._recipe.clip))
+            self._averaged.update_parameters(self._model)
             self.steps += 1
             advance()
             if time.monotonic() > deadline:
@@ -129,6 +149,7 @@ class Trainer:
         """Everything that the next epoch depends on; tensors and plain values, which load without pickle's dangers."""
         return {
             "model": self._model.state_dict(),
+            "averaged": self._averaged.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "windows": json.dumps(self._rng.bit_generator.state),
             "torch": torch.get_rng_state(),
@@ -139,10 +160,15 @@ class Trainer:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there, as if there had been no interruption."""
         self._model.load_state_dict(state["model"])
+        self._averaged.load_state_dict(state["averaged"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._rng.bit_generator.state = json.loads(state["windows"])
         torch.set_rng_state(state["torch"])
         self.epochs, self.steps = state["epochs"], state["steps"]
+
+    def _average(self, averaged: Tensors, current: Tensors, _count: Tensor | int) -> None:
+        share = 1 / (1 + min(self._reach, self.steps / YOUNG))
+        torch._foreach_lerp_(averaged, current, share)
 
 
 def step(

@@ -20,6 +20,8 @@ from exporter.histories import Horizon, Log
 from exporter.models.base import Recommender
 from exporter.trainer import Recipe, Trainer
 
+VALIDATION_EVENTS = 20_000  # ranked after each pass; of more, so many at equal distances
+
 
 @dataclass
 class Course:
@@ -73,6 +75,7 @@ def fit(
     if not list(model.parameters()):
         return course
     events_R = split + np.flatnonzero(~log.negative_E[split:])
+    events_R = events_R[:: max(1, len(events_R) // VALIDATION_EVENTS)]
     trainer = Trainer(model, log[:split], horizon.length, recipe)
     kept = Checkpoint.of(checkpoint, "fit", log[:split], model, recipe)
     state = kept.load() if resume else None
@@ -85,11 +88,11 @@ def fit(
         while not course.over(recipe):
             loss = _epoch(trainer, progress, began + _left(recipe, 0))
             course.losses.append(loss)
-            course.ndcgs.append(ndcg(prequential(scorer_of(model), log, events_R, horizon), 10))
+            course.ndcgs.append(ndcg(prequential(scorer_of(trainer.averaged), log, events_R, horizon), 10))
             course.seconds = time.monotonic() - began
             if course.ndcgs[-1] > max(course.ndcgs[:-1], default=-1.0):
                 course.best = trainer.epochs
-                save(model, checkpoint)
+                save(trainer.averaged, checkpoint)
             kept.save({"trainer": trainer.state(), "course": asdict(course)})
             curves.add(trainer.epochs, loss=loss, ndcg=course.ndcgs[-1], learning_rate=trainer.learning_rate)
             _tell(
@@ -144,6 +147,7 @@ def refit(
                 kept.save({"trainer": trainer.state(), "seconds": seconds})
             note = f"refit {trainer.epochs}/{epochs}"
             _tell(console, progress, note, f"{note}: loss {loss:.3f}, {seconds:.0f} s")
+    model.load_state_dict(trainer.averaged.state_dict())
     return True
 
 

@@ -145,6 +145,18 @@ class Recommender(nn.Module, ABC):
         """The feeds for `scores`: with a recurrent model's vectors updated."""
         return {**feeds, "vector": self.update(feeds, items)} if self.vector_size else feeds
 
+    def top(self, feeds: Tensors, items: Tensors, k: int) -> tuple[Tensor, Tensor]:
+        """The list: its scores float32 [B, K], best first, and its rows int64 [B, K]; -inf where there is no item.
+
+        Override it where not every item need be scored in full for the list to be that of `scores`.
+
+        Args:
+            feeds: as for `scores`, and `excluded_items`.
+            k: K.
+        """
+        scores_BK, top_BK = torch.topk(exclude(self.scores(feeds, items), feeds["excluded_items"]), k)
+        return scores_BK, top_BK
+
     def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
         """The history column that moved each recommended item most, int64 [B, K]; -1 if there is none.
 
@@ -183,7 +195,7 @@ class Recommender(nn.Module, ABC):
 
 
 class Graph(nn.Module):
-    """What is exported: the model, then exclusion, then top-k.
+    """What is exported: the model's list, exclusions left out, and what goes with it.
 
     The positional inputs are `inputs`, the outputs `outputs`: `items` int64 [B, K] and `scores` float32 [B, K], best
     first, a score of -inf meaning "no item"; `because` int64 [B, K] where the model explains, and `updated_vector`
@@ -208,8 +220,7 @@ class Graph(nn.Module):
         feeds = {name: named[name] for name in self.feeds}
         items = {name: tensor for name, tensor in named.items() if name not in feeds}
         current = self.model.updated(feeds, items)
-        scores_BN = exclude(self.model.scores(current, items), feeds["excluded_items"])
-        scores_BK, top_BK = torch.topk(scores_BN, self.k)
+        scores_BK, top_BK = self.model.top(current, items, self.k)
         outputs = [top_BK, scores_BK]
         if self.model.explains:
             because_BK = self.model.because(current, items, top_BK)

@@ -3,7 +3,8 @@
 All of it is frozen at export: a live event moves the user's history, not the counts. What is wanted of them stands once
 for each item, as its M strongest others, so that a graph gathers the rows of a history and adds them up.
 
-Axes: B users, L history length, C newest columns of it, N items, M entries of a row, K list length, P pairs.
+Axes: B users, L history length, C newest columns of it, N items, M entries of a row, K list length, P pairs; with
+entries in a line E of them, and then P addends.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,11 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from exporter.histories import Ints, Log
 
+DENSE_ITEMS = 50_000  # above, a graph goes by the entries it has, and never pass over pass of the catalogue
 CHUNK = 10  # distances counted at once: bounds the memory to so many pairs an event
 
 
@@ -91,11 +94,33 @@ def gathered(items_BCM: Tensor, added_BCM: Tensor, count: int) -> Tensor:
     return scores_BN.scatter_add(1, items_BCM.flatten(1), added_BCM.flatten(1))
 
 
-def shares_of(items_BCM: Tensor, added_BCM: Tensor, top_BK: Tensor, count: int) -> Tensor:
+def gathered_once(items_BE: Tensor, added_BPE: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for the few items that have an entry, each once: nothing here is as long as the catalogue.
+
+    Returns:
+        items_BE: int64, every item of the entries once and then -1.
+        sums_BPE: float32, added up an item and addend; 0 where there is none.
+    """
+    width = items_BE.shape[1]
+    sorted_BE, order_BE = items_BE.sort(dim=1)
+    is_new_BE = F.pad(sorted_BE[:, 1:] != sorted_BE[:, :-1], (1, 0), value=True)
+    place_BE = is_new_BE.long().cumsum(1) - 1
+    addend_BPE = added_BPE.gather(2, order_BE[:, None].expand_as(added_BPE))
+    sums_BPE = torch.zeros_like(added_BPE).scatter_add(2, place_BE[:, None].expand_as(added_BPE), addend_BPE)
+    once_BE = torch.zeros_like(sorted_BE).scatter(1, place_BE, sorted_BE)
+    is_place_BE = torch.arange(width, device=items_BE.device) <= place_BE[:, -1:]
+    return torch.where(is_place_BE, once_BE, -1), sums_BPE
+
+
+def shares_of(items_BCM: Tensor, added_BCM: Tensor, top_BK: Tensor, count: int | None) -> Tensor:
     """What each column added to the items of a list, float32 [B, K, C].
 
-    The list is turned round, item -> place, so that every entry is looked up once and not compared with all K.
+    With the `count` of the catalogue the list is turned round, item -> place, so that every entry is looked up once;
+    without it, all are compared with all K.
     """
+    if count is None:
+        is_named_BKCM = items_BCM[:, None] == top_BK[:, :, None, None]
+        return (added_BCM[:, None] * is_named_BKCM).sum(-1)
     (users, columns, _), k = items_BCM.shape, top_BK.shape[1]
     place_BN = torch.full((users, count), k, dtype=torch.int64, device=top_BK.device)
     place_BN = place_BN.scatter(1, top_BK, torch.arange(k, device=top_BK.device).expand(users, k))

@@ -3,7 +3,9 @@
     score = logit + sum over parts p of w_p * x_p / (x_p + HALF) + w_n * log popularity
 
 x_p is a part's distribution over the items, which saturates: to be named at all matters most. (On MovieLens and
-groceries this blends as well as logarithms with a floor, for a third of their time.) The weights are those of a
+groceries this blends as well as logarithms with a floor, for a third of their time.) With many items, most of whom no
+part names, the list is sought among the K best by logit and popularity and all that a part names, which is the same
+list: what is not named keeps its place behind K others. The weights are those of a
 conditional logit, fitted on the validation part by cross-entropy, none below 0. Blends of neighbours and sequence
 models go back to Jannach & Ludewig, "When Recurrent Neural Networks meet the Neighborhood", RecSys 2017.
 
@@ -12,7 +14,8 @@ Update rule, memory per user and cost per event: those of its parts; it adds a d
 Axes: B users, L history length, N items, K list length, P parts.
 """
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -20,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporter.models.base import MASKED, Plan, Recommender, Tensors, exclude, register
+from exporter.models.counts import DENSE_ITEMS, gathered_once
 from exporter.models.itemknn import ItemKNNPart
-from exporter.models.parts import Part, largest
+from exporter.models.parts import Part, largest, total
 from exporter.models.personal import PersonalPart
 from exporter.models.popularity import Popularity
 from exporter.models.rules import RulesPart
@@ -53,6 +57,7 @@ class Hybrid(Recommender):
     part_types: ClassVar[tuple[type[Part], ...]] = (RulesPart, ItemKNNPart, PersonalPart)
 
     weights: Tensor
+    parts: nn.ModuleList
 
     def __init__(self, plan: Plan) -> None:
         """Count, and give the sequence model its weights from torch's current seed."""
@@ -62,10 +67,9 @@ class Hybrid(Recommender):
         self.parts = nn.ModuleList(kind(plan) for kind in kinds)
         self.popularity = Popularity(plan)
         self.window = self.sequence.window
-        self.reads = tuple(  # type: ignore[misc]
-            dict.fromkeys(name for part in (self.sequence, *self.parts) for name in part.reads)
-        )
+        self.sparse = plan.items > DENSE_ITEMS
         self.register_buffer("weights", torch.tensor([*[FIRST_WEIGHT] * len(kinds), 0.0]))
+        self._keep(self.part_types)
 
     @property
     def learner(self) -> Recommender:
@@ -91,8 +95,35 @@ class Hybrid(Recommender):
             scores_BN = scores_BN + weight * _say(part.scores(feeds, items))
         return scores_BN
 
+    def top(self, feeds: Tensors, items: Tensors, k: int) -> tuple[Tensor, Tensor]:
+        """Of few items by `scores`; of many from the best by logit and popularity, and what the parts name."""
+        if not (self.sparse and self._parts()):
+            return super().top(feeds, items, k)
+        base_BN = self.sequence.scores(feeds, items) + self.weights[-1] * items["item_popularity"]
+        base_BN = exclude(base_BN, feeds["excluded_items"])
+        recalled_BK = base_BN.topk(k).indices
+        named = [(rows.flatten(1), share.flatten(1)) for rows, share in self._named(feeds, items)]
+        widths = [k, *(rows_BE.shape[1] for rows_BE, _ in named)]
+        share_BPE = torch.stack(  # each part's shares stand in its own columns, under those of the others 0
+            [
+                F.pad(share_BE, (sum(widths[: place + 1]), sum(widths[place + 2 :])))
+                for place, (_, share_BE) in enumerate(named)
+            ],
+            dim=1,
+        )
+        rows_BE, sums_BPE = gathered_once(torch.cat([recalled_BK, *(rows for rows, _ in named)], 1), share_BPE)
+        rises_BE = (self.weights[:-1, None] * _say(sums_BPE)).sum(1)
+        scores_BE = base_BN.gather(1, rows_BE.clamp(min=0)) + rises_BE
+        scores_BK, at_BK = torch.where(rows_BE >= 0, scores_BE, float("-inf")).topk(k)
+        return scores_BK, rows_BE.clamp(min=0).gather(1, at_BK)
+
     def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
-        """The history column without which the parts would score the item lowest; -1 if they do not speak of it."""
+        """The history column without which the parts would score the item lowest; -1 if they do not speak of it.
+
+        If no part weighs anything, the sequence model's own.
+        """
+        if not self._parts():
+            return self.sequence.because(feeds, items, top_BK)
         lost_BKL = torch.zeros(())
         for weight, part in zip(self.weights[:-1], self._parts(), strict=True):
             share_BKL = part.shares(feeds, items, top_BK)
@@ -107,9 +138,11 @@ class Hybrid(Recommender):
         for part in self._parts():
             part.tune(batches)
         self._fit(sample(batches, FIT_EVENTS))
+        self._keep([type(part) for part, weight in zip(self._parts(), self.weights[:-1], strict=True) if weight > 0])
 
     def adopt(self, tuned: Self) -> None:
         """The knobs and the weights."""
+        self._keep([type(part) for part in tuned._parts()])
         self.weights = tuned.weights
         self.popularity.adopt(tuned.popularity)
         for part, other in zip(self._parts(), tuned._parts(), strict=True):
@@ -135,6 +168,19 @@ class Hybrid(Recommender):
             self.weights = weights[1:] / weights[0].clamp(
                 min=LEAST
             )  # the logits' own changes no order, and costs a pass over N
+
+    def _keep(self, kinds: Sequence[type[Part]]) -> None:
+        """Go on with the parts of these kinds alone: what weighs nothing shall cost nothing."""
+        keeps = [isinstance(part, tuple(kinds)) for part in self._parts()]
+        self.parts = nn.ModuleList(itertools.compress(self._parts(), keeps))
+        self.weights = self.weights[[*keeps, True]]
+        readers: list[Recommender | Part] = [self.sequence, *self._parts()]
+        self.reads = tuple(dict.fromkeys(name for part in readers for name in part.reads))  # type: ignore[misc]
+
+    def _named(self, feeds: Tensors, items: Tensors) -> list[tuple[Tensor, Tensor]]:
+        """Each part's entries, as shares of its distribution."""
+        entries = [part.entries(feeds, items) for part in self._parts()]
+        return [(items_BCM, added_BCM / total(added_BCM)) for items_BCM, added_BCM in entries]
 
     def _parts(self) -> list[Part]:
         """The parts, with the type that nn.ModuleList forgets."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporter.models.base import Plan, Recommender, Tensors
-from exporter.models.counts import gathered, shares_of
+from exporter.models.counts import DENSE_ITEMS, gathered, shares_of
 from exporter.models.tuning import Batches, ndcg_of, sample
 
 TINY = 1e-6
@@ -37,6 +37,7 @@ class Part(nn.Module, ABC):
     def __init__(self, plan: Plan) -> None:
         """Count."""
         super().__init__()
+        self.sparse = plan.items > DENSE_ITEMS
 
     def tensors(self) -> dict[str, Tensor]:
         """Its `item_*` tensors, [N, …]; none if it needs none."""
@@ -59,7 +60,8 @@ class Part(nn.Module, ABC):
     def shares(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
         """What each column of the history gives of that to the items of a list, float32 [B, K, L]."""
         items_BCM, added_BCM = self.entries(feeds, items)
-        shares_BKC = shares_of(items_BCM, added_BCM / total(added_BCM), top_BK, items["item_bias"].shape[0])
+        count = None if self.sparse else items["item_bias"].shape[0]
+        shares_BKC = shares_of(items_BCM, added_BCM / total(added_BCM), top_BK, count)
         return F.pad(shares_BKC, (feeds["history_items"].shape[1] - shares_BKC.shape[2], 0))
 
     def tune(self, batches: Batches) -> None:

@@ -17,16 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from exporter.models.ages import STEPS, age_steps
 from exporter.models.base import Plan, Tensors, register
 from exporter.models.parts import Counted, Part
 from exporter.models.tuning import Batches
 
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
-# From one of these ages to the next an event is worth the same; the first step is the same receipt, or second.
-EDGES_MS = (1000, HOUR_MS, *(days * DAY_MS for days in (1, 3, 7, 14, 28, 56, 112)))
 SHRINKAGE = 1e-3  # of the logarithms of the steps, towards all the same
-STEPS = 100
+SOLVER_STEPS = 100
 
 
 class PersonalPart(Part):
@@ -40,7 +37,7 @@ class PersonalPart(Part):
     def __init__(self, plan: Plan) -> None:
         """Nothing to count; until `tune`, every event is worth the same."""
         super().__init__(plan)
-        self.register_buffer("kernel_A1", torch.ones(len(EDGES_MS) + 1, 1))
+        self.register_buffer("kernel_A1", torch.ones(STEPS, 1))
 
     def entries(self, feeds: Tensors, items: Tensors) -> tuple[Tensor, Tensor]:
         """Each event's own item, int64 and float32 [B, L, 1]."""
@@ -56,7 +53,7 @@ class PersonalPart(Part):
         same_VA, all_VA = [], []
         for feeds, target_B in batches:
             history_BL, step_BL = feeds["history_items"], _steps(feeds)
-            none_BA = torch.zeros(len(target_B), len(EDGES_MS) + 1)
+            none_BA = torch.zeros(len(target_B), STEPS)
             same_VA.append(none_BA.scatter_add(1, step_BL, (history_BL == target_B[:, None]).float()))
             all_VA.append(none_BA.scatter_add(1, step_BL, (history_BL >= 0).float()))
         if not batches:
@@ -72,14 +69,13 @@ class PersonalPart(Part):
 
 def _steps(feeds: Tensors) -> Tensor:
     """int64 [B, L]: the step on which each event's age stands."""
-    age_BL = feeds["now"][:, None] - feeds["history_times"]
-    return (age_BL[..., None] >= torch.tensor(EDGES_MS, device=age_BL.device)).sum(-1)
+    return age_steps(feeds["now"][:, None] - feeds["history_times"])
 
 
 def _fitted(same_VA: Tensor, all_VA: Tensor) -> Tensor:
     """float32 [A], the greatest 1: of the events of each age, all and those of the item that came."""
     free_A = torch.zeros(same_VA.shape[1], requires_grad=True)
-    optimiser = torch.optim.LBFGS([free_A], max_iter=STEPS, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([free_A], max_iter=SOLVER_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()

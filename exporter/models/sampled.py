@@ -1,6 +1,6 @@
 """Softmax over a sample of the items, for catalogues where the full one is too slow.
 
-Axes: P positions that have a target, D item dimension, N items, S sampled items.
+Axes: P positions that have a target, D item dimension, N items, S sampled items, L history length.
 """
 
 from typing import Protocol, runtime_checkable
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exporter.models.base import MASKED
+from exporter.models.copying import Copies
 
 
 @runtime_checkable
@@ -20,7 +21,13 @@ class Sampling(Protocol):
 
 
 def sampled_softmax(
-    hidden_PD: Tensor, target_P: Tensor, vectors_ND: Tensor, bias_N: Tensor, share_N: Tensor, count: int
+    hidden_PD: Tensor,
+    target_P: Tensor,
+    vectors_ND: Tensor,
+    bias_N: Tensor,
+    share_N: Tensor,
+    count: int,
+    copies: Copies | None = None,
 ) -> Tensor:
     """Cross-entropy of each target among itself and a sample that all positions share, a scalar.
 
@@ -31,10 +38,19 @@ def sampled_softmax(
     Args:
         share_N: float32, positive.
         count: S.
+        copies: rows and additions [P, L]: items of the history with more to their logits than the product; they stand
+            in every position's sum besides what is drawn.
     """
     drawn_S = torch.multinomial(share_N, count, replacement=True)
     wanted_P = (hidden_PD * F.embedding(target_P, vectors_ND)).sum(dim=-1) + bias_N[target_P]
     logits_PS = F.linear(hidden_PD, F.embedding(drawn_S, vectors_ND), bias_N[drawn_S])
     corrected_PS = logits_PS - (count * share_N[drawn_S] / share_N.sum()).log()
     corrected_PS = corrected_PS.masked_fill(target_P[:, None] == drawn_S, MASKED)
-    return F.cross_entropy(torch.cat([wanted_P[:, None], corrected_PS], dim=1), torch.zeros_like(target_P))
+    logits = [wanted_P[:, None], corrected_PS]
+    if copies is not None:
+        rows_PL, added_PL = copies
+        is_target_PL = rows_PL == target_P[:, None]
+        logits[0] = logits[0] + (added_PL * is_target_PL).sum(1, keepdim=True)
+        own_PL = (F.embedding(rows_PL, vectors_ND) @ hidden_PD[..., None])[..., 0] + bias_N[rows_PL] + added_PL
+        logits.append(own_PL.masked_fill(is_target_PL | (added_PL == 0), MASKED))
+    return F.cross_entropy(torch.cat(logits, dim=1), torch.zeros_like(target_P))

@@ -1,7 +1,8 @@
 """SASRec: self-attention over the newest events of a user.
 
 Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, with full-softmax cross-entropy in place of one
-sampled negative, pre-norm blocks, and item embeddings tied between input and output.
+sampled negative, pre-norm blocks, and item embeddings tied between input and output. Where items of the history may be
+listed again, it can also point at them (copying.py).
 
 Axes: B users, L history length, N items, D item dimension, K list length, H attention heads, Q queries (L or 1).
 """
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporter.models.base import MASKED, Plan, Recommender, Tensors, register
+from exporter.models.copying import Copies, Copying
 from exporter.models.sampled import sampled_softmax
 
 BLOCKS = 2
@@ -84,11 +86,13 @@ class SASRec(Recommender):
         self.reads = (  # type: ignore[misc]
             "history_items",
             *(("history_actions",) if plan.action_embeddings else ()),
-            *(("history_times",) if plan.time_gaps else ()),
+            *(("history_times",) if plan.time_gaps or plan.repeats else ()),
+            *(("now",) if plan.repeats else ()),
         )
         self.empty_D = nn.Parameter(torch.randn(plan.dim) * INITIAL_STD)  # the user without history, learned, too
         self.blocks = nn.ModuleList(Block(plan.dim, plan.dropout) for _ in range(BLOCKS))
         self.norm = nn.LayerNorm(plan.dim)
+        self.copying = Copying(plan.dim) if plan.repeats else None
         self.dropout = nn.Dropout(plan.dropout)
         self.negatives = 0
         self._share_N = plan.counts_N.float() + 1  # so that an item without an event is drawn, too
@@ -100,6 +104,15 @@ class SASRec(Recommender):
     def encode(self, feeds: Tensors, items: Tensors) -> Tensor:
         """The hidden vector of the newest event, float32 [B, D]."""
         return self._hidden(feeds, items["item_vectors"], last_only=True)[:, 0]
+
+    def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
+        """All items by the product, those of the history by the pointer, too."""
+        user_BD = self.encode(feeds, items)
+        scores_BN = user_BD @ items["item_vectors"].T + items["item_bias"]
+        if self.copying is None:
+            return scores_BN
+        copies = self._copies(feeds, items["item_vectors"], user_BD[:, None], feeds["now"][:, None])
+        return scores_BN.scatter_add(1, copies.rows_BQL[:, 0], copies.added_BQL[:, 0])
 
     def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
         """The history column whose item vector has the largest product with the recommended one's."""
@@ -116,9 +129,28 @@ class SASRec(Recommender):
         hidden_BLD = self._hidden(feeds, self.items_ND, last_only=False)
         has_target_BL = target_BL >= 0
         hidden_PD, target_P = hidden_BLD[has_target_BL], target_BL[has_target_BL]
+        copies: Copies | None = None
+        if self.copying is not None:
+            times_BL = feeds["history_times"]
+            copied = self._copies(feeds, self.items_ND, hidden_BLD, times_BL)
+            copies = Copies(copied.rows_BQL[has_target_BL], copied.added_BQL[has_target_BL])
         if self.negatives:
-            return sampled_softmax(hidden_PD, target_P, self.items_ND, self.bias_N, self._share_N, self.negatives)
-        return F.cross_entropy(F.linear(hidden_PD, self.items_ND, self.bias_N), target_P)
+            return sampled_softmax(
+                hidden_PD, target_P, self.items_ND, self.bias_N, self._share_N, self.negatives, copies
+            )
+        logits_PN = F.linear(hidden_PD, self.items_ND, self.bias_N)
+        if copies is not None:
+            logits_PN = logits_PN.scatter_add(1, *copies)
+        return F.cross_entropy(logits_PN, target_P)
+
+    def _copies(self, feeds: Tensors, vectors_ND: Tensor, hidden_BQD: Tensor, now_BQ: Tensor) -> Copies:
+        """Of the window."""
+        assert self.copying is not None
+        history_BL = feeds["history_items"][:, -self.window :]
+        items_BLD = F.embedding(history_BL.clamp(min=0), vectors_ND) * self.scale
+        times_BL = feeds["history_times"][:, -self.window :]
+        copies: Copies = self.copying(history_BL, items_BLD, times_BL, hidden_BQD, now_BQ)
+        return copies
 
     def _hidden(self, feeds: Tensors, vectors_ND: Tensor, last_only: bool) -> Tensor:
         """[B, L] to [B, L, D], or [B, 1, D] of the last position only, which is all that serving needs."""

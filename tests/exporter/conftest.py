@@ -16,6 +16,7 @@ from tests.logs import random_log
 
 N, LENGTH, K = 40, 10, 5
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CHANGED_BY_REPEATS = ("hybrid", "sasrec")
 CODES = {"view": 1, "click": 2, "purchase": 4}
 
 
@@ -24,10 +25,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # two fight for the cores of a busy machine: forty times slower
 
 
-def new_model(name: str, seed: int = 0, n: int = N) -> Recommender:
+def new_model(name: str, seed: int = 0, n: int = N, repeats: bool = False) -> Recommender:
     """A small model with weights large enough that users differ."""
     seed_everything(seed)
-    model = create(name, Plan(n, random_log(seed, n), length=LENGTH, dim=16)).eval()
+    model = create(name, Plan(n, random_log(seed, n), length=LENGTH, dim=16, repeats=repeats)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -47,10 +48,11 @@ def serving() -> Serving:
     return Serving(length=LENGTH, k=K, actions=CODES, excluding_actions=["purchase"], report={"hr@10": 0.5})
 
 
-@pytest.fixture(scope="session", params=sorted(REGISTRY))
+@pytest.fixture(scope="session", params=[*sorted(REGISTRY), *(f"{name} with repeats" for name in CHANGED_BY_REPEATS)])
 def model(request: pytest.FixtureRequest) -> Recommender:
-    """Each model of the zoo."""
-    return new_model(request.param)
+    """Each model of the zoo; those that are others where seen items may be listed, as both."""
+    name, _, repeats = request.param.partition(" with ")
+    return new_model(name, repeats=bool(repeats))
 
 
 @pytest.fixture(scope="session")

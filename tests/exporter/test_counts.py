@@ -8,11 +8,12 @@ import torch
 
 from exporter.histories import Log
 from exporter.models import Plan
+from exporter.models.ages import DAY_MS, STEPS
 from exporter.models.base import Tensors
 from exporter.models.counts import Pairs, both_ways, pairs_within, top_rows
 from exporter.models.itemknn import ItemKNNPart
 from exporter.models.neighbours import SMOOTHING, SOURCE_DAMPING, NeighbourPart
-from exporter.models.personal import DAY_MS, EDGES_MS, PersonalPart
+from exporter.models.personal import PersonalPart
 from exporter.models.popularity import log_counts
 from exporter.models.rules import RulesPart
 from tests.logs import START_MS, log_of
@@ -106,7 +107,7 @@ def test_a_score_is_the_decayed_sum_of_the_rows(kind: type[NeighbourPart], repea
 
 def test_personal_frequency_is_the_sum_of_what_the_ages_are_worth() -> None:
     part = PersonalPart(Plan(ITEMS, log_of([], []), repeats=True))
-    part.kernel_A1 = torch.arange(1.0, len(EDGES_MS) + 2)[:, None]  # same second 1, … 14 days 7, 28 days 8
+    part.kernel_A1 = torch.arange(1.0, STEPS + 1)[:, None]  # same second 1, … 14 days 7, 28 days 8
     items = {"item_bias": torch.zeros(ITEMS)}
     scores_BN = part.scores(feeds_of([-1, 5, 2, 5], [0, 28, 27.9, 0]), items)
     assert scores_BN[0].nonzero().flatten().tolist() == [2, 5]

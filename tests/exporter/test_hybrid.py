@@ -3,16 +3,19 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
+import pytest
 import torch
 
 from exporter.evaluation import histories_before, ndcg, prequential, scorer_of
 from exporter.export import write_bundle
 from exporter.histories import Horizon
-from exporter.models import Hybrid, Plan, create
+from exporter.models import Hybrid, Plan, create, hybrid, parts
 from exporter.models.personal import PersonalPart
 from exporter.training import seed_everything
 from stream_worker.bundle import Bundle
-from tests.exporter.conftest import LENGTH, NOW, N, catalogue, serving
+from tests.exporter.conftest import LENGTH, NOW, K, N, catalogue, new_model, serving
+from tests.exporter.test_contract import feeds_of
 from tests.logs import random_log
 
 
@@ -50,3 +53,24 @@ def test_personal_frequency_is_part_of_it_where_items_may_be_listed_again(tmp_pa
     assert any(isinstance(part, PersonalPart) for part in model.parts)
     bundle = Bundle(write_bundle(tmp_path, model, catalogue(), serving(), NOW))  # held to torch on the way
     assert "now" in {entry.name for entry in bundle.manifest.inputs}
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_large_catalogue_gets_the_same_lists_without_passes_over_it(
+    repeats: bool, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = new_model("hybrid", seed, repeats=repeats)
+    for module in (hybrid, parts):
+        monkeypatch.setattr(module, "DENSE_ITEMS", 0)
+    sparse = new_model("hybrid", seed, repeats=repeats)
+    feeds = {name: torch.from_numpy(array) for name, array in feeds_of(seed).items()}
+    items = {name: tensor.detach() for name, tensor in dense.item_tensors().items()}
+    with torch.inference_mode():
+        scores_BK, top_BK = dense.top(feeds, items, K)
+        found_BK, rows_BK = sparse.top(feeds, items, K)
+        torch.testing.assert_close(found_BK, scores_BK)
+        assert torch.equal(rows_BK, top_BK)
+        assert torch.equal(sparse.because(feeds, items, top_BK), dense.because(feeds, items, top_BK))
+    bundle = Bundle(write_bundle(tmp_path, sparse, catalogue(), serving(), NOW))  # held to `scores` on the way
+    operators = {node.op_type for node in onnx.load(bundle.path / "model.onnx").graph.node}
+    assert operators >= {"TopK", "CumSum"}
