@@ -88,9 +88,9 @@ def top_rows(pairs: Pairs, strength_P: NDArray[np.float64], items: int, most: in
     return torch.from_numpy(rows_NM), torch.from_numpy(weights_NM)
 
 
-def gathered(items_BCM: Tensor, added_BCM: Tensor, count: int) -> Tensor:
-    """Added up an item: float32 [B, N]."""
-    scores_BN = added_BCM.new_zeros(added_BCM.shape[0], count)
+def gathered(items_BCM: Tensor, added_BCM: Tensor, count: int, least: float = 0.0) -> Tensor:
+    """Added up an item, from `least` on: float32 [B, N]."""
+    scores_BN = added_BCM.new_full((added_BCM.shape[0], count), least)
     return scores_BN.scatter_add(1, items_BCM.flatten(1), added_BCM.flatten(1))
 
 

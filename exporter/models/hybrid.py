@@ -1,10 +1,11 @@
 """The hybrid: a sequence model's logits and what counts say, added up in one graph.
 
-    score = logit + sum over parts p of w_p * x_p / (x_p + HALF) + w_n * log popularity
+    score = logit + w_n * log popularity - sum over parts p of w_p * HALF / (x_p + HALF)
 
-x_p is a part's distribution over the items, which saturates: to be named at all matters most. (On MovieLens and
+x_p is a part's distribution over the items. What it takes away from an item is w_p where the part does not name it, and
+soon little where it does: to be named at all matters most. Popularity is part of the items' bias. (On MovieLens and
 groceries this blends as well as logarithms with a floor, for a third of their time.) With many items, most of whom no
-part names, the list is sought among the K best by logit and popularity and all that a part names, which is the same
+part names, the list is sought among the K best by logit and bias and all that a part names, which is the same
 list: what is not named keeps its place behind K others. The weights are those of a
 conditional logit, fitted on the validation part by cross-entropy, none below 0. Blends of neighbours and sequence
 models go back to Jannach & Ludewig, "When Recurrent Neural Networks meet the Neighborhood", RecSys 2017.
@@ -82,25 +83,28 @@ class Hybrid(Recommender):
         return self.sequence.item_encoder
 
     def item_tensors(self) -> dict[str, Tensor]:
-        """Those of the sequence model, whose bias hides items, those of the parts, and `item_popularity` [N]."""
-        tensors = {**self.sequence.item_tensors(), "item_popularity": self.popularity.bias_N}
+        """Those of the sequence model, with popularity in the bias, and those of the parts."""
+        tensors = self._tensors()
+        return {**tensors, "item_bias": tensors["item_bias"] + self.weights[-1] * self.popularity.bias_N}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = dict(self.sequence.item_tensors())
         for part in self._parts():
             tensors |= part.tensors()
         return tensors
 
     def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
         """float32 [B, N]."""
-        scores_BN = self.sequence.scores(feeds, items) + self.weights[-1] * items["item_popularity"]
+        scores_BN = self.sequence.scores(feeds, items)
         for weight, part in zip(self.weights[:-1], self._parts(), strict=True):
-            scores_BN = scores_BN + weight * _say(part.scores(feeds, items))
+            scores_BN = scores_BN - weight * HALF / part.scores(feeds, items, HALF)
         return scores_BN
 
     def top(self, feeds: Tensors, items: Tensors, k: int) -> tuple[Tensor, Tensor]:
-        """Of few items by `scores`; of many from the best by logit and popularity, and what the parts name."""
+        """Of few items by `scores`; of many from the best by logit and bias, and what the parts name."""
         if not (self.sparse and self._parts()):
             return super().top(feeds, items, k)
-        base_BN = self.sequence.scores(feeds, items) + self.weights[-1] * items["item_popularity"]
-        base_BN = exclude(base_BN, feeds["excluded_items"])
+        base_BN = exclude(self.sequence.scores(feeds, items), feeds["excluded_items"])
         recalled_BK = base_BN.topk(k).indices
         named = [(rows.flatten(1), share.flatten(1)) for rows, share in self._named(feeds, items)]
         widths = [k, *(rows_BE.shape[1] for rows_BE, _ in named)]
@@ -112,8 +116,8 @@ class Hybrid(Recommender):
             dim=1,
         )
         rows_BE, sums_BPE = gathered_once(torch.cat([recalled_BK, *(rows for rows, _ in named)], 1), share_BPE)
-        rises_BE = (self.weights[:-1, None] * _say(sums_BPE)).sum(1)
-        scores_BE = base_BN.gather(1, rows_BE.clamp(min=0)) + rises_BE
+        lost_BE = (self.weights[:-1, None] * HALF / (sums_BPE + HALF)).sum(1)
+        scores_BE = base_BN.gather(1, rows_BE.clamp(min=0)) - lost_BE
         scores_BK, at_BK = torch.where(rows_BE >= 0, scores_BE, float("-inf")).topk(k)
         return scores_BK, rows_BE.clamp(min=0).gather(1, at_BK)
 
@@ -151,14 +155,14 @@ class Hybrid(Recommender):
     def _fit(self, batches: Batches) -> None:
         """Cross-entropy over the weights, by L-BFGS; what they weigh is computed once."""
         addends_VPN, target_V, open_VN = [], [], []
-        items = self.item_tensors()
+        items, popularity_N = self._tensors(), self.popularity.bias_N
         self.eval()
         with torch.inference_mode():
             for feeds, target_B in batches:
                 excluded_BN = exclude(torch.zeros(len(target_B), len(items["item_bias"])), feeds["excluded_items"])
                 reachable_B = excluded_BN.gather(1, target_B[:, None])[:, 0] == 0
                 logs = [_say(part.scores(feeds, items)) for part in self._parts()]
-                popularity_BN = items["item_popularity"].expand_as(excluded_BN)
+                popularity_BN = popularity_N.expand_as(excluded_BN)
                 parts_BPN = torch.stack([self.sequence.scores(feeds, items), *logs, popularity_BN], dim=1)
                 addends_VPN.append(parts_BPN[reachable_B])
                 open_VN.append(excluded_BN[reachable_B].clamp(min=MASKED))

@@ -4,7 +4,7 @@ Sarwar et al., "Item-based Collaborative Filtering Recommendation Algorithms", W
 within a window of the user's events and not over all of them, nearer ones for more.
 
 Update rule: none of its own; the counts are those of the log, refreshed with the next bundle, while every event moves
-the history that they are looked up for. Memory per user: the history. Cost per event: C * M additions (16 * 64).
+the history that they are looked up for. Memory per user: the history. Cost per event: C * M additions (8 * 64).
 
 Axes: P pairs.
 """

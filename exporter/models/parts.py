@@ -52,10 +52,14 @@ class Part(nn.Module, ABC):
             added_BCM: float32, at least 0; 0 where there is no entry.
         """
 
-    def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
-        """A distribution, float32 [B, N]: at least 0, with the sum 1, or 0 where the history says nothing."""
+    def scores(self, feeds: Tensors, items: Tensors, least: float = 0.0) -> Tensor:
+        """A distribution, float32 [B, N]: at least 0, with the sum 1, or 0 where the history says nothing.
+
+        Args:
+            least: added to all; nowhere cheaper than here.
+        """
         items_BCM, added_BCM = self.entries(feeds, items)
-        return gathered(items_BCM, added_BCM / total(added_BCM), items["item_bias"].shape[0])
+        return gathered(items_BCM, added_BCM / total(added_BCM), items["item_bias"].shape[0], least)
 
     def shares(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
         """What each column of the history gives of that to the items of a list, float32 [B, K, L]."""

@@ -4,7 +4,7 @@ Ludewig & Jannach, "Evaluation of Session-based Recommendation Algorithms", UMUA
 the history instead of the last one alone, and damped by the popularity of what follows.
 
 Update rule: none of its own; the counts are those of the log, refreshed with the next bundle, while every event moves
-the history that they are looked up for. Memory per user: the history. Cost per event: C * M additions (16 * 64).
+the history that they are looked up for. Memory per user: the history. Cost per event: C * M additions (8 * 64).
 
 Axes: P pairs.
 """
