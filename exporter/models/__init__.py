@@ -10,6 +10,7 @@ from exporter.models.personal import Personal
 from exporter.models.popularity import Popularity
 from exporter.models.rules import Rules
 from exporter.models.sasrec import SASRec
+from exporter.models.streaming import StreamingTransformer
 from exporter.models.twotower import TwoTower
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Recommender",
     "Rules",
     "SASRec",
+    "StreamingTransformer",
     "TowerHybrid",
     "TwoTower",
     "create",

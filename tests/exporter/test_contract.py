@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.histories import Feeds
 from exporter.models import Hybrid, Recommender
+from exporter.models.attention import SelfAttentive
 from exporter.models.counts import gathered
 from exporter.models.hybrid import HALF
 from exporter.models.parts import Counted, Part, total
@@ -70,8 +71,10 @@ def missed(model: Recommender, feeds: Feeds, items_BK: NDArray[np.int64]) -> NDA
             weights_BL = model._weights(tensors["history_items"], tensors["history_actions"]).numpy()  # noqa: SLF001
         lost_BLD = weights_BL[..., None] * vectors_ND[np.maximum(history_BL, 0)]
         return np.where(history_BL[:, None] >= 0, vectors_ND[items_BK] @ lost_BLD.swapaxes(1, 2), HIDDEN)
+    assert isinstance(model, SelfAttentive)
     alike_BKL = vectors_ND[items_BK] @ vectors_ND[np.maximum(history_BL, 0)].swapaxes(1, 2)
-    return np.where(history_BL[:, None] >= 0, alike_BKL, HIDDEN)
+    in_sight_BL = (history_BL >= 0) & (np.arange(LENGTH) >= LENGTH - model.sees)
+    return np.where(in_sight_BL[:, None], alike_BKL, HIDDEN)
 
 
 def without(feeds: dict[str, torch.Tensor], column: int) -> dict[str, torch.Tensor]:

@@ -1,0 +1,174 @@
+"""What models of self-attention share: the block, the time between events, and a score by product and pointer.
+
+Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, with full-softmax cross-entropy in place of one
+sampled negative, pre-norm blocks, and item embeddings tied between input and output. Where items of the history may be
+listed again, the model can also point at them (copying.py).
+
+Axes: B users, L history length, N items, D item dimension, K list length, H attention heads, Q queries (L or 1),
+P positions that have a target.
+"""
+
+import math
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exporter.models.base import MASKED, Plan, Recommender, Tensors
+from exporter.models.copying import Copies, Copying
+from exporter.models.sampled import sampled_softmax
+
+BLOCKS = 2
+HEADS = 2
+INITIAL_STD = 0.02
+# The gap before an event falls between two of these: same receipt, minutes, hours, a day, a week, a month …
+GAP_EDGES_MS = tuple(1000 * 4**power for power in range(13))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block, by hand: `nn.TransformerEncoder` does not export with a dynamic L."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        """Weights for vectors of size `dim`."""
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.project = nn.Linear(dim, dim)
+        self.feed_norm = nn.LayerNorm(dim)
+        self.feed_in = nn.Linear(dim, dim)
+        self.feed_out = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor, bias_BHQL: Tensor, last_only: bool) -> Tensor:
+        """[B, L, D] to [B, Q, D]; Q is 1, the last position, when `last_only`, else L.
+
+        Args:
+            bias_BHQL: see `attend`.
+        """
+        normed_BLD = self.attention_norm(x_BLD)
+        key_BLD, value_BLD = self.key_value(normed_BLD).chunk(2, dim=-1)
+        if last_only:
+            x_BLD, normed_BLD = x_BLD[:, -1:], normed_BLD[:, -1:]
+        return self.attend(x_BLD, normed_BLD, key_BLD, value_BLD, bias_BHQL)
+
+    def attend(
+        self, x_BQD: Tensor, normed_BQD: Tensor, key_BLD: Tensor, value_BLD: Tensor, bias_BHQL: Tensor
+    ) -> Tensor:
+        """What the positions Q become of these keys and values, [B, Q, D].
+
+        Args:
+            bias_BHQL: float32, added to the attention scores of each head, or of all (H = 1): 0 to see, `MASKED` not
+                to see.
+        """
+        query_BHQd = _heads(self.query(normed_BQD))
+        key_BHLd, value_BHLd = _heads(key_BLD), _heads(value_BLD)
+        scores_BHQL = query_BHQd @ key_BHLd.transpose(-1, -2) / math.sqrt(query_BHQd.shape[-1])
+        weights_BHQL = self.dropout((scores_BHQL + bias_BHQL).softmax(dim=-1))
+        attended_BQD = (weights_BHQL @ value_BHLd).transpose(1, 2).flatten(2)
+        x_BQD = x_BQD + self.dropout(self.project(attended_BQD))
+        hidden_BQD = self.dropout(F.relu(self.feed_in(self.feed_norm(x_BQD))))
+        out_BQD: Tensor = x_BQD + self.dropout(self.feed_out(hidden_BQD))
+        return out_BQD
+
+
+class SelfAttentive(Recommender):
+    """The user's vector is the newest event's; an item's score is their product, plus the item's bias."""
+
+    explains: ClassVar[bool] = True
+    window: int  # of training
+    sees: int  # newest events, of which `because` names one
+
+    def __init__(self, plan: Plan) -> None:
+        """Initial weights from torch's current seed."""
+        super().__init__()
+        self.scale = math.sqrt(plan.dim)
+        self.items_ND = nn.Parameter(torch.randn(plan.items, plan.dim) * INITIAL_STD)
+        self.bias_N = nn.Parameter(torch.zeros(plan.items))
+        self.empty_D = nn.Parameter(torch.randn(plan.dim) * INITIAL_STD)  # the user without history, learned, too
+        self.blocks = nn.ModuleList(Block(plan.dim, plan.dropout) for _ in range(BLOCKS))
+        self.norm = nn.LayerNorm(plan.dim)
+        self.copying = Copying(plan.dim) if plan.repeats else None
+        self.dropout = nn.Dropout(plan.dropout)
+        self.negatives = 0
+        self._share_N = plan.counts_N.float() + 1  # so that an item without an event is drawn, too
+
+    @abstractmethod
+    def hidden(self, feeds: Tensors) -> Tensor:
+        """The hidden vector after each position, [B, L, D], from the model's own item vectors: for training."""
+
+    def item_tensors(self) -> dict[str, Tensor]:
+        """Item vectors [N, D], and the bias [N]: what a history alone does not say about an item's popularity."""
+        return {"item_vectors": self.items_ND, "item_bias": self.bias_N}
+
+    def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
+        """All items by the product, those of the history by the pointer, too."""
+        user_BD = self.encode(feeds, items)
+        scores_BN = user_BD @ items["item_vectors"].T + items["item_bias"]
+        if self.copying is None:
+            return scores_BN
+        copies = self._copies(feeds, items["item_vectors"], user_BD[:, None], feeds["now"][:, None])
+        return scores_BN.scatter_add(1, copies.rows_BQL[:, 0], copies.added_BQL[:, 0])
+
+    def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
+        """The history column whose item vector has the largest product with the recommended one's."""
+        history_BL, vectors_ND = feeds["history_items"], items["item_vectors"]
+        newest_BC = history_BL[:, -self.sees :]
+        newest_BCD = F.embedding(newest_BC.clamp(min=0), vectors_ND)
+        similarity_BKC = F.embedding(top_BK, vectors_ND) @ newest_BCD.transpose(1, 2)
+        similarity_BKC = similarity_BKC + masked(newest_BC >= 0)[:, None]
+        column_BK = similarity_BKC.argmax(dim=-1) + history_BL.shape[1] - newest_BC.shape[1]
+        return torch.where(history_BL[:, -1:] >= 0, column_BK, -1)
+
+    def loss(self, feeds: Tensors, target_BL: Tensor) -> Tensor:
+        """Cross-entropy of each position's next item among all N, or among `negatives` drawn by popularity."""
+        hidden_BLD = self.hidden(feeds)
+        has_target_BL = target_BL >= 0
+        hidden_PD, target_P = hidden_BLD[has_target_BL], target_BL[has_target_BL]
+        copies: Copies | None = None
+        if self.copying is not None:
+            copied = self._copies(feeds, self.items_ND, hidden_BLD, feeds["history_times"])
+            copies = Copies(copied.rows_BQL[has_target_BL], copied.added_BQL[has_target_BL])
+        if self.negatives:
+            return sampled_softmax(
+                hidden_PD, target_P, self.items_ND, self.bias_N, self._share_N, self.negatives, copies
+            )
+        logits_PN = F.linear(hidden_PD, self.items_ND, self.bias_N)
+        if copies is not None:
+            logits_PN = logits_PN.scatter_add(1, *copies)
+        return F.cross_entropy(logits_PN, target_P)
+
+    def _copies(self, feeds: Tensors, vectors_ND: Tensor, hidden_BQD: Tensor, now_BQ: Tensor) -> Copies:
+        """Of the window."""
+        assert self.copying is not None
+        history_BL = feeds["history_items"][:, -self.window :]
+        items_BLD = F.embedding(history_BL.clamp(min=0), vectors_ND) * self.scale
+        times_BL = feeds["history_times"][:, -self.window :]
+        copies: Copies = self.copying(history_BL, items_BLD, times_BL, hidden_BQD, now_BQ)
+        return copies
+
+
+def _heads(x_BQD: Tensor) -> Tensor:
+    """[B, Q, D] to [B, H, Q, D / H]."""
+    return x_BQD.view(*x_BQD.shape[:2], HEADS, x_BQD.shape[2] // HEADS).transpose(1, 2)
+
+
+def edges_reached(gap_ms: Tensor) -> Tensor:
+    """int64, of the same shape: how many of the edges each gap reaches.
+
+    By comparison and not by logarithm, which torch and ONNX Runtime round differently.
+    """
+    return (gap_ms[..., None] >= torch.tensor(GAP_EDGES_MS, device=gap_ms.device)).sum(-1)
+
+
+def gap_steps(times_BL: Tensor, is_item_BL: Tensor) -> Tensor:
+    """int64 [B, L], 1 + the edges that the time since the event before reaches; 0 where the history starts."""
+    gap_BL = times_BL - F.pad(times_BL[:, :-1], (1, 0))
+    return torch.where(F.pad(is_item_BL[:, :-1], (1, 0)), 1 + edges_reached(gap_BL), 0)
+
+
+def masked(see: Tensor) -> Tensor:
+    """0 where true, `MASKED` where false."""
+    return (~see).float() * MASKED
