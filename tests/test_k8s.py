@@ -65,7 +65,7 @@ def test_the_schemas_of_custom_resources_refuse_what_they_do_not_know() -> None:
 def test_only_components_need_custom_resources(name: str) -> None:
     """So that a cluster without the operators can apply the rest."""
     custom = {found["kind"] for found in render(name) if crd_of(found)}
-    assert custom == ({"PodMonitor", "ScaledObject"} if name == "examples/production" else set())
+    assert custom == ({"PodMonitor", "PrometheusRule", "ScaledObject"} if name == "examples/production" else set())
 
 
 def test_every_variable_is_a_real_setting() -> None:
