@@ -153,6 +153,10 @@ def test_every_pod_is_restricted(name: str) -> None:
         assert spec["enableServiceLinks"] is False, maker
         assert spec["securityContext"]["runAsNonRoot"] is True, maker
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, maker
+        for volume in spec.get("volumes", []):
+            if "secret" in volume:  # root's, and its group's
+                assert volume["secret"]["defaultMode"] == 0o440, maker
+                assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"], maker
         for container in [*spec.get("initContainers", []), *spec["containers"]]:
             context = container["securityContext"]
             assert context["allowPrivilegeEscalation"] is False, maker
@@ -220,4 +224,4 @@ def test_a_bundle_may_come_as_an_image() -> None:
     assert taken[given["name"]] == environment(name, worker(name))[f"{PREFIX}BUNDLE"]
     assert {volume["name"]: volume for volume in spec["volumes"]}[given["name"]].keys() == {"name", "emptyDir"}
     source = init["command"][2].removesuffix("/.")
-    assert f"COPY . {source}\n" in (K8S / "components" / "bundle-image" / "Dockerfile").read_text()
+    assert f"COPY --chown=10001:10001 . {source}\n" in (K8S / "components" / "bundle-image" / "Dockerfile").read_text()

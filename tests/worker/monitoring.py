@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence

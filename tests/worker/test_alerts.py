@@ -15,6 +15,8 @@ from tests.worker.process import Stage, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 FASTER = 60  # five minutes are five seconds
+# Of the other alerts, those that a loaded machine does not raise, either.
+UNCONCERNED = ("EventsLost", "TopicsMissing", "CheckpointsFailing", "Lagging", "Stuck", "Restarting")
 
 
 def test_two_incidents_fire_into_a_real_alertmanager(
@@ -44,6 +46,7 @@ def test_two_incidents_fire_into_a_real_alertmanager(
             wait_for("a quiet day", partitions_counted)
             assert webhook.told("StreamWorkerRejects") == []
             spare = stage.worker(ready=False)
+            wait_for("the second worker to answer", lambda: spare.get("/metrics")[0] == 200)
             prometheus.scrape([worker.port, spare.port])
 
             def both_told() -> bool:
@@ -64,9 +67,8 @@ def test_two_incidents_fire_into_a_real_alertmanager(
                 return bool(webhook.told("StreamWorkerRejects", "resolved"))
 
             wait_for("the producer to be mended", rejects_over)
-        others = {alert["labels"]["alertname"] for alert in webhook.alerts}
-        others -= {"StreamWorkerRejects", "StreamWorkerWithoutPartitions", "StreamWorkerListsLate"}  # a loaded machine
-        assert others == set()
+        told = {alert["labels"]["alertname"] for alert in webhook.alerts}
+        assert told.isdisjoint({f"StreamWorker{name}" for name in UNCONCERNED})
 
 
 def test_every_panel_of_the_dashboard_shows_data(
