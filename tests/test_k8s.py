@@ -225,3 +225,10 @@ def test_a_bundle_may_come_as_an_image() -> None:
     assert {volume["name"]: volume for volume in spec["volumes"]}[given["name"]].keys() == {"name", "emptyDir"}
     source = init["command"][2].removesuffix("/.")
     assert f"COPY --chown=10001:10001 . {source}\n" in (K8S / "components" / "bundle-image" / "Dockerfile").read_text()
+
+
+def test_what_the_docs_name_is_there() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {path for page in pages for path in re.findall(r"\bk8s/[a-zA-Z/.-]+\b", page.read_text())}
+    assert len(named) > 5
+    assert {path for path in named if not (ROOT / path).exists()} == set()
