@@ -35,7 +35,7 @@ BEGIN, END = "<!-- reference -->\n", "<!-- end -->"
 
 def settings_table() -> str:
     """A section a command, a row a flag."""
-    sections = [
+    sections: list[tuple[str, type[BaseSettings], set[str]]] = [
         ("Every command", KafkaSettings, set()),
         (
             "`stream-worker run`, `replay`, `forget` and `seed`: the events",
@@ -48,7 +48,7 @@ def settings_table() -> str:
         ("`stream-worker topics`", TopicsSettings, set(KafkaSettings.model_fields)),
         ("`stream-worker forget USER`", ForgetSettings, {*EventSettings.model_fields, "user"}),
         ("`stream-worker seed`", SeedSettings, set(StateSettings.model_fields)),
-        ("`exporter train`, `evaluate`, `compare` and `quantize`: the data", DataSettings, set[str]()),
+        ("`exporter train`, `evaluate`, `compare` and `quantize`: the data", DataSettings, set()),
         ("`exporter train`: the rest", TrainSettings, set(DataSettings.model_fields)),
         ("`exporter evaluate` and `compare`: the rest", LiveSettings, set(DataSettings.model_fields)),
         ("`exporter evaluate`", EvaluateSettings, set(LiveSettings.model_fields)),

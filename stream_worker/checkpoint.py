@@ -54,6 +54,8 @@ class Checkpoints:
         self._started_at = self._confirmed_at = time.monotonic()
         self._refusals = 0
         self.failure: Outcome | None = None  # of the last one, until one is confirmed
+        for cause in Cause:  # from 0 on, so that Prometheus sees the first one as an increase
+            metrics.checkpoint_failures.labels(cause=cause.value)
         metrics.checkpoint_age.set_function(lambda: time.monotonic() - self._confirmed_at)
 
     def step(self, owned: Mapping[int, Owned], held_back: Iterable[tuple[int, int]]) -> Outcome | None:

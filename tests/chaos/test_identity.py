@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.chaos.arena import LONG, SETTLE_S, Arena, sized
+from tests.chaos.waits import waits
 from tests.worker.process import WorkerProcess, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(3600 if LONG else 175)]
@@ -52,7 +53,7 @@ def test_a_rolling_restart_of_static_members_keeps_the_generation(arena: Arena) 
     before = generation(arena)
     with arena.traffic(users=500, rate=300) as traffic:
         for _ in range(rounds):
-            for place, name in enumerate(names):
+            for place, name in reversed(list(enumerate(names))):  # as a StatefulSet does it
                 held = workers[place].partitions()
                 code, _ = workers[place].terminate()
                 assert code == 0
@@ -60,7 +61,13 @@ def test_a_rolling_restart_of_static_members_keeps_the_generation(arena: Arena) 
                 wait_for("the same partitions", lambda: served(workers)[place] == held, SETTLE_S)  # noqa: B023
         assert generation(arena) == before, "\n".join(group_log(arena))
         traffic.pause()
-    arena.finish("rolling restarts", f"{rounds} x 3 restarts", f"generation {before} all the time")
+    arena.caught_up()
+    waited = waits(arena)
+    assert len(waited) > 0.8 * traffic.sent
+    assert waited[-1] < 15, "a partition was given away, or waited for a session"
+    said = f"generation {before} all the time; event to list p50 {waited[len(waited) // 2] * 1000:.0f} ms"
+    said += f", p99 {waited[len(waited) * 99 // 100]:.1f} s, {waited[-1]:.1f} s at most"
+    arena.finish("rolling restarts", f"{rounds} x 3 restarts", said)
 
 
 def test_the_survivor_takes_over_in_time(arena: Arena) -> None:

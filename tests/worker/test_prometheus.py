@@ -1,54 +1,16 @@
 """A real Prometheus scrapes a live worker, and answers what an operator asks."""
 
 import json
-import subprocess
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from demo.broker import Broker, free_port
-from tests import needs
+from demo.broker import Broker
+from tests.worker.monitoring import Prometheus
 from tests.worker.process import Stage, WorkerProcess, wait_for
 from tests.worker.test_worker import some_events
-
-CONFIG = """
-global: {{scrape_interval: 500ms}}
-scrape_configs:
-  - job_name: stream-worker
-    static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
-"""
-
-
-class Prometheus:
-    """A server of one's own, scraping one worker."""
-
-    def __init__(self, directory: Path, target: int) -> None:
-        self.port = free_port()
-        config = directory / "prometheus.yml"
-        config.write_text(CONFIG.format(port=target))
-        flags = [f"--config.file={config}", f"--storage.tsdb.path={directory / 'tsdb'}"]
-        flags.append(f"--web.listen-address=127.0.0.1:{self.port}")
-        with (directory / "prometheus.log").open("wb") as log:
-            self.process = subprocess.Popen([needs.command("prometheus"), *flags], stderr=log, cwd=directory)
-
-    def query(self, promql: str) -> dict[str, float]:
-        """An instant query: value by its labels, written as JSON."""
-        url = f"http://127.0.0.1:{self.port}/api/v1/query?{urllib.parse.urlencode({'query': promql})}"
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                result = json.load(answer)["data"]["result"]
-        except OSError:
-            return {}
-        return {json.dumps(one["metric"], sort_keys=True): float(one["value"][1]) for one in result}
-
-    def close(self) -> None:
-        """End it."""
-        self.process.terminate()
-        self.process.wait(20)
 
 
 @pytest.fixture
@@ -58,7 +20,7 @@ def scraped(
     """A worker that has served a thousand events, and its Prometheus."""
     with Stage(broker, models["sasrec"], tmp_path, unique) as stage:
         worker = stage.worker()
-        prometheus = Prometheus(tmp_path, worker.port)
+        prometheus = Prometheus(tmp_path, [worker.port])
         try:
             wait_for("a first scrape", lambda: prometheus.query('up{job="stream-worker"} == 1'))
             stage.send(some_events(seed, 1000))
