@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_worker.manifest import Buckets
-from stream_worker.state import Histories, Vectors
+from stream_worker.state import Histories
+from stream_worker.vectors import Vectors
 
 NO_ITEM = -1
 Feeds = dict[str, NDArray[Any]]

@@ -13,6 +13,7 @@ from stream_worker.metrics import Metrics
 from stream_worker.settings import Settings
 from stream_worker.state import Actions, Partition
 from stream_worker.transports.base import Assigned, Polled, Transport
+from stream_worker.vectors import VectorCache
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +124,8 @@ class Ownership(Mapping[int, Owned]):
         ttl_ms = None if settings.user_ttl_s is None else int(settings.user_ttl_s * 1000)
         state = Partition(
             number, settings.history_length, settings.excluded_length, self._list_length,
-            settings.max_users_per_partition, ttl_ms, self._vector_size,
+            settings.max_users_per_partition, ttl_ms,
+            VectorCache(self._vector_size, settings.vector_cache_users, settings.vector_cache_precision),
         )  # fmt: skip
         loader = Loader(state, self._actions, f"{settings.state_topic}-{number}")
         self._owned[number] = Owned(state, assigned, loader, time.monotonic())

@@ -29,8 +29,9 @@ from stream_worker.outbox import Outbox, Sent
 from stream_worker.ownership import Lease, Owned, Ownership
 from stream_worker.rejects import Breaker, rejected
 from stream_worker.settings import Settings
-from stream_worker.state import Actions, Histories, Partition, Vectors
+from stream_worker.state import Actions, Histories, Partition
 from stream_worker.transports.base import Cause, Polled, Record, Topic, Transport
+from stream_worker.vectors import Vectors
 
 log = structlog.get_logger(__name__)
 
@@ -410,9 +411,11 @@ def _by_partition(users: Sequence[Served]) -> Iterator[tuple[Partition, list[int
 
 def _keep_vectors(users: Sequence[Served], vector_BS: NDArray[np.float32]) -> None:
     """The vectors that the graph gave have seen all events of their users."""
-    for one, vector_S in zip(users, vector_BS, strict=False):  # rows beyond the users are padding
-        one.state.vector[one.row] = vector_S
-        one.state.unseen[one.row] = 0
+    places: dict[int, list[int]] = {}  # by partition
+    for place, one in enumerate(users):  # rows beyond the users are padding
+        places.setdefault(one.state.number, []).append(place)
+    for at in places.values():
+        users[at[0]].state.keep_vectors([users[place].row for place in at], vector_BS[at])
 
 
 def _number(served: Served) -> int:

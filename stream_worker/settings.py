@@ -119,6 +119,15 @@ class Settings(StateSettings):
         None,
         description="Leave the items of the user's history out of the list. Default: what the bundle says.",
     )
+    vector_cache_users: int | None = Field(
+        None,
+        ge=1,
+        description="Users of a partition whose vector is kept, where the model keeps one; that of others is made anew "
+        "from the history. Default: as many as fit into 256 MiB.",
+    )
+    vector_cache_precision: Literal["float32", "float16"] = Field(
+        "float32", description="Of a vector at rest; float16 keeps twice the users, and moves scores a little."
+    )
     variant: str = Field("a", min_length=1, max_length=64, description="Name of this deployment in lists and metrics.")
 
     max_poll_records: int = Field(

@@ -18,6 +18,8 @@ from stream_worker.events import Events
 from stream_worker.excluded import NONE, Excluded
 from stream_worker.fold import Fold, append, insert
 from stream_worker.slabs import grow
+from stream_worker.vectors import NONE as NO_VECTOR
+from stream_worker.vectors import VectorCache, Vectors
 
 FIRST_ROWS = 256  # of the slabs
 MAX_ACTIONS = 65_535
@@ -79,21 +81,6 @@ class Histories:
 
 
 @dataclass
-class Vectors:
-    """The model's vectors of users, a cache: copies, a row a user; and how many of their newest events each lacks."""
-
-    vector_BS: NDArray[np.float32]
-    unseen_B: NDArray[np.int32]
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["Vectors"]) -> "Vectors":
-        """The users of all parts, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(np.concatenate([p.vector_BS for p in parts]), np.concatenate([p.unseen_B for p in parts]))
-
-
-@dataclass
 class Copy:
     """Users as they are at one moment, a row a user, and those who are no longer held."""
 
@@ -115,7 +102,7 @@ class Partition:
         list_length: K, items of the last list that are remembered for judging it.
         max_users: most users; for one more, the user without an event for the most records goes.
         ttl_ms: users whose last event is older than this, against `newest`, go; None for never.
-        vector_size: S.
+        vectors: room for the vectors that a model keeps; none where it keeps none.
     """
 
     def __init__(
@@ -126,7 +113,7 @@ class Partition:
         list_length: int,
         max_users: int = 2**31,
         ttl_ms: int | None = None,
-        vector_size: int = 0,
+        vectors: VectorCache | None = None,
     ) -> None:
         self.number = number
         self.max_users = max_users
@@ -151,10 +138,11 @@ class Partition:
         self.applied_offset = np.zeros(0, np.int64)  # last event folded
         self.listed_offset = np.zeros(0, np.int64)  # last event that an acknowledged list covers
         self.timestamp = np.zeros(0, np.int64)  # Kafka timestamp of the last event, epoch ms
-        # Caches, never durable. Item rows of the last list handed to the producer, -1 where there is none; the model's
-        # vector, and how many of the user's newest events it has not seen.
+        # Caches, never durable. Item rows of the last list handed to the producer, -1 where there is none; the slot of
+        # the model's vector, and how many of the user's newest events that has not seen.
         self.listed_items = np.zeros((0, k), np.int32)
-        self.vector = np.zeros((0, vector_size), np.float32)
+        self._vectors = vectors or VectorCache(0)
+        self.vector_slot = np.zeros(0, np.int32)
         self.unseen = np.zeros(0, np.int32)
 
     def __len__(self) -> int:
@@ -166,13 +154,13 @@ class Partition:
         return (
             self.items, self.times, self.actions, self.length,
             self.excluded_row, self.events, self.applied_offset, self.listed_offset, self.timestamp,
-            self.listed_items, self.vector, self.unseen,
+            self.listed_items, self.vector_slot, self.unseen,
         )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
         """Bytes of the slabs."""
-        return sum(slab.nbytes for slab in self._slabs) + self.excluded.nbytes
+        return sum(slab.nbytes for slab in self._slabs) + self.excluded.nbytes + self._vectors.nbytes
 
     def row(self, user: str) -> int | None:
         """The user's row, or None."""
@@ -373,7 +361,15 @@ class Partition:
     def vectors(self, rows_B: Sequence[int] | NDArray[Any]) -> Vectors:
         """Copies of these users' vectors."""
         rows_B = np.asarray(rows_B, np.intp)
-        return Vectors(self.vector[rows_B], self.unseen[rows_B])
+        return Vectors(self._vectors.take(self.vector_slot[rows_B]), self.unseen[rows_B])
+
+    def keep_vectors(self, rows: Sequence[int], vector_BS: NDArray[np.float32]) -> None:
+        """These vectors have seen all events of their users; others may have to go for them."""
+        rows_B = np.array(rows, np.intp)
+        self.vector_slot[rows_B], lost = self._vectors.keep(self.vector_slot[rows_B], rows_B, vector_BS)
+        self.unseen[rows_B] = np.where(self.vector_slot[rows_B] == NO_VECTOR, ALL_UNSEEN, 0)
+        self.vector_slot[lost] = NO_VECTOR
+        self.unseen[lost] = ALL_UNSEEN
 
     def _make_room(self) -> None:
         """Evict users with the smallest `applied_offset`, so that one more fits."""
@@ -402,12 +398,13 @@ class Partition:
             self.applied_offset[row] = self.listed_offset[row] = self.timestamp[row] = NOBODY
             self.excluded.release(int(self.excluded_row[row]))
             self.excluded_row[row] = NONE
+            self._vectors.release(int(self.vector_slot[row]))
+            self.vector_slot[row] = NO_VECTOR
             self._free.append(row)
 
     def _add(self, user: str) -> int:
         row = self._claim(user)
         self.length[row] = self.events[row] = self.unseen[row] = 0
-        self.vector[row] = 0
         for slab in (self.applied_offset, self.listed_offset):
             slab[row] = NO_OFFSET
         self.listed_items[row] = -1

@@ -155,18 +155,15 @@ def _heads(x_BQD: Tensor) -> Tensor:
     return x_BQD.view(*x_BQD.shape[:2], HEADS, x_BQD.shape[2] // HEADS).transpose(1, 2)
 
 
-def edges_reached(gap_ms: Tensor) -> Tensor:
-    """int64, of the same shape: how many of the edges each gap reaches.
+def gap_steps(times_BL: Tensor, is_item_BL: Tensor) -> Tensor:
+    """int64 [B, L], 1 + the edges that the time since the event before reaches; 0 where the history starts.
 
     By comparison and not by logarithm, which torch and ONNX Runtime round differently.
     """
-    return (gap_ms[..., None] >= torch.tensor(GAP_EDGES_MS, device=gap_ms.device)).sum(-1)
-
-
-def gap_steps(times_BL: Tensor, is_item_BL: Tensor) -> Tensor:
-    """int64 [B, L], 1 + the edges that the time since the event before reaches; 0 where the history starts."""
     gap_BL = times_BL - F.pad(times_BL[:, :-1], (1, 0))
-    return torch.where(F.pad(is_item_BL[:, :-1], (1, 0)), 1 + edges_reached(gap_BL), 0)
+    edges_G = torch.tensor(GAP_EDGES_MS, device=times_BL.device)
+    bucket_BL = 1 + (gap_BL[..., None] >= edges_G).sum(-1)
+    return torch.where(F.pad(is_item_BL[:, :-1], (1, 0)), bucket_BL, 0)
 
 
 def masked(see: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """A transformer that computes one position for a click, not the window: keys and values are kept for each user.
 
-The blocks are SASRec's (Kang & McAuley 2018); an event sees itself and the W - 1 events before it, in each block
-(sliding-window attention: Beltagy, Peters & Cohan, "Longformer", 2020), by a bias of how many events and how much time
-lie between (Raffel et al., "T5", JMLR 2020; Shaw et al., NAACL 2018), and not by its place in the history, which every
-event would change. So keys and values never change once they are computed, and B blocks know of B (W - 1) + 1 events: W
-is chosen such that the history holds as many, and what is rebuilt from it is what was kept.
+The blocks are SASRec's (Kang & McAuley 2018). An event sees itself and the W - 1 events before it, in each block
+(sliding-window attention: Beltagy, Peters & Cohan, "Longformer", 2020), by a bias of how many events lie between
+(Raffel et al., "T5", JMLR 2020), and not by its place in the history, which every event would change. So keys and
+values never change once they are computed, and B blocks know of B (W - 1) + 1 events: W is chosen such that the history
+holds as many, and what is rebuilt from it is what was kept.
 
 Update rule: the new events' keys and values take the places of the oldest in a ring. Memory per user: S = B * 2 * R * D
 floats of these, D of the newest event's hidden vector, 1 for where the ring begins. Cost per event: B blocks for one
@@ -27,7 +27,6 @@ from exporter.models.attention import (
     INITIAL_STD,
     Block,
     SelfAttentive,
-    edges_reached,
     gap_steps,
     masked,
 )
@@ -39,14 +38,12 @@ class Ring(NamedTuple):
 
     Attributes:
         age_BR: int64, how many events are newer in the ring; 0 is the newest.
-        time_BR: int64, epoch ms.
         is_event_BR: bool.
         place_BM: int64, of each new event; -1 of padding, and where a newer one will take it.
         begin_B: int64, the place of the next event.
     """
 
     age_BR: Tensor
-    time_BR: Tensor
     is_event_BR: Tensor
     place_BM: Tensor
     begin_B: Tensor
@@ -68,7 +65,6 @@ class StreamingTransformer(SelfAttentive):
         self.vector_size = 2 * BLOCKS * self.ring * plan.dim + plan.dim + 1
         self.gaps_GD = nn.Parameter(torch.randn(len(GAP_EDGES_MS) + 2, plan.dim) * INITIAL_STD)
         self.distance_WH = nn.Parameter(torch.zeros(self.width, HEADS))
-        self.elapsed_GH = nn.Parameter(torch.zeros(len(GAP_EDGES_MS) + 1, HEADS))
         self.reads = (  # type: ignore[misc]
             *("vector", "new_items", "history_items", "history_times"),
             *(("now",) if plan.repeats else ()),
@@ -83,9 +79,8 @@ class StreamingTransformer(SelfAttentive):
         times_BL = F.pad(feeds["history_times"], (new, 0))
         is_item_BL = F.pad(history_BL >= 0, (new, 0))
         step_BM = gap_steps(times_BL, is_item_BL)[:, history_BL.shape[1] :]
-        time_BM = times_BL[:, history_BL.shape[1] :]
         x_BMD = self._embedded(new_BM, step_BM, items["item_vectors"])
-        bias_BHMK = self._bias(ring, new_BM >= 0, time_BM)
+        bias_BHMK = self._bias(ring, new_BM >= 0)
         is_at_BRM = (ring.place_BM[:, None] == torch.arange(self.ring, device=new_BM.device)[:, None]).float()
         is_kept_BR1 = 1 - is_at_BRM.sum(2, keepdim=True)
         kept = feeds["vector"][:, : -self.dim - 1].view(new_BM.shape[0], 2 * BLOCKS, self.ring, self.dim)
@@ -118,7 +113,7 @@ class StreamingTransformer(SelfAttentive):
         place_L = torch.arange(length, device=history_BL.device)
         distance_LL = place_L[:, None] - place_L
         sees_BLL = (distance_LL >= 0) & (distance_LL < self.width) & is_item_BL[:, None]
-        bias_BHLL = self._biases(distance_LL, times_BL[:, :, None] - times_BL[:, None], sees_BLL)
+        bias_BHLL = self._biases(distance_LL, sees_BLL)
         for block in self.blocks:
             x_BLD = block(x_BLD, bias_BHLL, last_only=False)
         return torch.where(is_item_BL[..., None], self.norm(x_BLD), self.empty_D)
@@ -134,14 +129,12 @@ class StreamingTransformer(SelfAttentive):
         begin_B1 = feeds["vector"][:, -1:].long()
         age_BR = (begin_B1 - 1 - torch.arange(self.ring, device=history_BL.device)) % self.ring
         known_B1 = ((history_BL >= 0).sum(1) - count_B)[:, None]
-        at_BR = history_BL.shape[1] - 1 - count_B[:, None] - age_BR + self.ring + new
-        time_BR = F.pad(feeds["history_times"], (self.ring + new, 0)).gather(1, at_BR)
         nth_BM = torch.arange(new, device=history_BL.device) - (new - count_B[:, None])
         stays_BM = (nth_BM >= 0) & (nth_BM >= count_B[:, None] - self.ring)
         place_BM = torch.where(stays_BM, (begin_B1 + nth_BM) % self.ring, -1)
-        return Ring(age_BR, time_BR, age_BR < known_B1, place_BM, (begin_B1[:, 0] + count_B) % self.ring)
+        return Ring(age_BR, age_BR < known_B1, place_BM, (begin_B1[:, 0] + count_B) % self.ring)
 
-    def _bias(self, ring: Ring, is_new_BM: Tensor, time_BM: Tensor) -> Tensor:
+    def _bias(self, ring: Ring, is_new_BM: Tensor) -> Tensor:
         """[B, H, M, K]: the new events see those in the ring, and one another, as far as the window reaches."""
         place_M = torch.arange(is_new_BM.shape[1], device=is_new_BM.device)
         # Of the new events only the real ones count: padding stands before them.
@@ -151,11 +144,9 @@ class StreamingTransformer(SelfAttentive):
         distance_BMK = torch.cat([back_BMR, back_BMM], 2)
         is_event_BK = torch.cat([ring.is_event_BR, is_new_BM], 1)
         sees_BMK = (distance_BMK >= 0) & (distance_BMK < self.width) & is_event_BK[:, None]
-        elapsed_BMK = time_BM[..., None] - torch.cat([ring.time_BR, time_BM], 1)[:, None]
-        return self._biases(distance_BMK, elapsed_BMK, sees_BMK)
+        return self._biases(distance_BMK, sees_BMK)
 
-    def _biases(self, distance_BMK: Tensor, elapsed_BMK: Tensor, sees_BMK: Tensor) -> Tensor:
-        """[B, H, M, K] of events and milliseconds between."""
-        near_BMK = distance_BMK.clamp(min=0, max=self.width - 1)
-        bias_BMKH = F.embedding(near_BMK, self.distance_WH) + F.embedding(edges_reached(elapsed_BMK), self.elapsed_GH)
-        return bias_BMKH.movedim(-1, 1) + masked(sees_BMK)[:, None]
+    def _biases(self, distance_BMK: Tensor, sees_BMK: Tensor) -> Tensor:
+        """[B, H, M, K] of the events between."""
+        bias_BMKH = F.embedding(distance_BMK.clamp(min=0, max=self.width - 1), self.distance_WH)
+        return bias_BMKH.movedim(-1, -3) + masked(sees_BMK)[:, None]

@@ -239,8 +239,9 @@ def test_events_may_come_in_any_groups(bundle: Bundle, seed: int) -> None:
     vector_BS = feeds["vector"]
     for part in np.split(np.arange(LENGTH), np.sort(rng.integers(0, LENGTH + 1, 4))):
         if len(part):
-            some = {name: a[:, part] if name.startswith("new_") else a for name, a in feeds.items()}
-            outputs = run(bundle, some | {"vector": vector_BS})
+            so_far = {name: a[:, : part[-1] + 1] for name, a in feeds.items() if name.startswith("history_")}
+            new = {name: a[:, part] for name, a in feeds.items() if name.startswith("new_")}
+            outputs = run(bundle, feeds | so_far | new | {"vector": vector_BS})
             vector_BS = outputs["updated_vector"]
     same_lists(at_once, outputs)
     np.testing.assert_allclose(vector_BS, at_once["updated_vector"], rtol=1e-4, atol=1e-4)

@@ -7,7 +7,8 @@ from stream_worker.batch import Prepared, Vocabulary, excluded_bucket, prepare, 
 from stream_worker.bundle import Bundle
 from stream_worker.manifest import Buckets
 from stream_worker.messages import item_hash
-from stream_worker.state import ALL_UNSEEN, Histories, Vectors
+from stream_worker.state import ALL_UNSEEN, Histories
+from stream_worker.vectors import Vectors
 
 L = 4
 

@@ -16,12 +16,10 @@ def same(one: TopK, other: TopK) -> None:
     assert one.events == other.events
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "mf"])
-def test_a_list_is_the_same_whether_events_came_one_by_one_or_the_worker_was_new(
-    recurrent: dict[str, Bundle], name: str, seed: int
-) -> None:
+@pytest.mark.parametrize("keeping", ["gru4rec", "mf", "streaming-transformer"], indirect=True)
+def test_a_list_is_the_same_whether_events_came_one_by_one_or_the_worker_was_new(keeping: Bundle, seed: int) -> None:
     rng = random.Random(seed)
-    one_by_one, at_once = World(recurrent[name]), World(recurrent[name])
+    one_by_one, at_once = World(keeping), World(keeping)
     users = [f"u{number}" for number in range(6)] * (LENGTH - 1)  # all of a history is within the model's window
     rng.shuffle(users)
     for second, user in enumerate(users, start=10):
@@ -46,3 +44,16 @@ def test_a_list_is_the_same_whether_events_came_one_by_one_or_the_worker_was_new
     after = at_once.newest()
     for user, top in one_by_one.newest().items():
         same(top, after[user])
+
+
+@pytest.mark.parametrize("keeping", ["gru4rec", "streaming-transformer"], indirect=True)
+def test_a_cache_that_is_too_small_costs_time_and_changes_no_list(keeping: Bundle, seed: int) -> None:
+    rng = random.Random(seed)
+    large, small = World(keeping), World(keeping, vector_cache_users=2)
+    for second in range(40):
+        user, item = f"u{rng.randrange(6)}", f"i{rng.randrange(ITEMS)}"
+        for world in (large, small):
+            world.event(user, item, 0, second * 10)
+            world.settle()
+    for user, top in small.newest().items():
+        same(large.newest()[user], top)
