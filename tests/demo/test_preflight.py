@@ -127,3 +127,33 @@ def test_a_child_that_does_not_end_is_killed_and_named(tmp_path: Path) -> None:
     assert stop_all([child], 0.1) == [child]
     assert child.how_it_ended() == "killed by SIGKILL"
     assert child.last_words() == "deaf"
+
+
+def test_the_wish_to_stop_may_come_at_any_moment() -> None:
+    """The handler runs between any two steps of a wait. When both took a lock, Ctrl-C now and then hung the demo."""
+    code = """
+import contextlib, signal, sys
+from demo.children import Stop, Stopped
+
+def interrupted_at(step):
+    steps = 0
+    def trace(*_):
+        nonlocal steps
+        if steps == step:
+            signal.raise_signal(signal.SIGINT)
+        steps += 1
+        return trace
+    with Stop() as stop, contextlib.suppress(Stopped):
+        sys.settrace(trace)
+        try:
+            stop.wait(0.001)
+        finally:
+            sys.settrace(None)
+    return steps > step
+
+step = 0
+while interrupted_at(step):
+    step += 1
+assert step > 1
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=20)
