@@ -59,12 +59,12 @@ class Stop:
 
 
 class Child:
-    """One process. `log` takes its output; without one it writes where we do."""
+    """One process. `log` takes its output, after what it holds if we keep that; without one it writes where we do."""
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path | None = None) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], log: Path | None = None, keep_log: bool = False) -> None:
         self.name = name
         self.log = log
-        with _opened(log) as output:
+        with _opened(log, keep_log) as output:
             self._process = subprocess.Popen(
                 [*with_parent_death_signal("TERM"), sys.executable, *arguments],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
@@ -136,10 +136,10 @@ def stop_all(children: Iterable[Child], seconds: float) -> list[Child]:
 
 
 @contextmanager
-def _opened(log: Path | None) -> Iterator[IO[bytes] | None]:
+def _opened(log: Path | None, keep: bool) -> Iterator[IO[bytes] | None]:
     if log is None:
         yield None
         return
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
+    with log.open("ab" if keep else "wb") as file:
         yield file
