@@ -11,7 +11,7 @@ install: ## the environment from uv.lock, and Kafka's jars; seconds when nothing
 	@scripts/install
 
 # Ctrl-C is the demo's own way to end: it must not reach make, which would call it an error.
-demo: ## train, export, start Kafka and two workers, replay real events (RATE=200 DURATION=30 BOOTSTRAP=host:port)
+demo: ## train, export, start Kafka and two workers, replay real events, open the live page (RATE=200 DURATION=30 BOOTSTRAP=host:port)
 	@scripts/preflight demo
 	@scripts/install
 	@exec .venv/bin/python -m demo.foreground .venv/bin/python -m demo

@@ -11,21 +11,35 @@ from pathlib import Path
 from rich.console import Console
 
 from demo import model, screen
-from demo.children import Child, Stop, Stopped
+from demo.audience import Audience
+from demo.children import Stop, Stopped
+from demo.ending import Ending
 from demo.figures import Figures
 from demo.latency import Ledger
+from demo.page.app import Controls, Page, create_app
+from demo.page.hub import Hub
+from demo.page.live import Live
+from demo.page.report import Report
+from demo.page.server import open_browser, serving
+from demo.page.titles import Titles
 from demo.preflight import problems
-from demo.replay import await_lists, opened, replay
+from demo.replay import Reader, await_lists, replay, sending
+from demo.scrape import Workers
 from demo.settings import DemoSettings, parse_settings
 from demo.stack import Names, alone, await_ready, create_topics, own_broker, remove_topics, require_broker, workers
+from demo.team import Team
 from stream_worker.errors import SettingsError, StreamWorkerError
 from stream_worker.manifest import Manifest, read_manifest
+from stream_worker.reader import Recommendations
 
 NEXT = {
     "make demo RATE=1000 DURATION=20": "faster; data, model and environment are there now",
+    "make demo DURATION=0": "goes on, with its page, until Ctrl-C",
     "make demo BOOTSTRAP=host:port": "on a Kafka of yours",
     "make demo DEMO_EVENTS=events.csv": "on events of yours: columns user, item, time",
 }
+
+OFFERED = 5000  # titles to choose from on the page, the most popular ones
 
 Say = Callable[[str], None]
 
@@ -73,20 +87,56 @@ def run(settings: DemoSettings, stop: Stop, console: Console) -> None:
             stack.callback(remove_topics, bootstrap, names)
         create_topics(bootstrap, names, settings.directory / "topics.log", stop)
         say(screen.labelled("topics", ", ".join(names.topics)))
-        children = stack.enter_context(workers(settings, bootstrap, bundle, names))
-        await_ready(children, settings.http_ports, stop)
-        _say_how_to_watch(settings, bootstrap, names, children, data, say)
-        ledger = Ledger()
-        figures = Figures(children, settings.http_ports, ledger, say)
-        with opened(bootstrap, names.events, names.recommendations, ledger) as (sender, reader):
-            seconds = replay(data.replay, settings.rate, settings.duration, sender, partial(figures.look, reader), stop)
-            sender.flush()
-            await_lists(ledger)
-            figures.last_look()
+        team = stack.enter_context(workers(settings, bootstrap, bundle, names))
+        await_ready(team, stop)
+        _say_how_to_watch(settings, bootstrap, names, team, data, say)
+        summary = _stream(settings, bootstrap, names, data, bundle, manifest, team, stop, say)
         say("\nstopping the workers" + ("" if settings.bootstrap else " and Kafka"))
-    say("\n" + figures.summary(seconds, sender.failed, manifest, data.titles))
+    say("\n" + summary)
     say(screen.labelled("logs", f"worker-1.log, worker-2.log and others in {screen.short(settings.directory)}"))
     say("\nNext:\n" + screen.commands(NEXT))
+
+
+def _stream(
+    settings: DemoSettings, bootstrap: str, names: Names, data: model.Data, bundle: Path, manifest: Manifest,
+    team: Team, stop: Stop, say: Say,
+) -> str:  # fmt: skip
+    """Replay, with the figures on the terminal and on the page. Returns the summary."""
+    ledger, audience, ending = Ledger(), Audience(data.popular), Ending(settings.duration)
+    titles, scraped = Titles.of_bundle(bundle), Workers(settings.http_ports)
+    figures = Figures(team, scraped, ledger, say)
+    report = Report(team, scraped, ledger, audience, ending, settings.rate)
+    with ExitStack() as stack:
+        sender = stack.enter_context(sending(bootstrap, names.events, ledger))
+        lists = stack.enter_context(Recommendations(bootstrap, names.recommendations))
+        lists.wait_caught_up()  # the topic is empty; from here on no list slips by
+        hub = Hub(titles, audience, lists.latest)
+        reader = stack.enter_context(Reader(lists, ledger, hub.listed))
+        live = Live(data, _action(manifest), sender, audience, team, scraped, report, hub, ending)
+        controls = Controls(live.click, live.kill, live.start, live.keep)
+        page = Page(hub, titles, [item for item in data.popular if item in titles][:OFFERED], controls)
+        address = stack.enter_context(serving(create_app(page), hub, settings.page_port))
+        _say_what_comes(settings, address, say)
+        open_browser(address)
+
+        def send(event: model.Event) -> None:
+            audience.replayed(event.user, event.item, lists.latest(event.user))
+            sender.send(event.user, event.value)
+            live.replayed(event)
+
+        def look(seconds: float, events_left: int) -> None:
+            live.look(figures.look(reader, seconds), events_left)
+
+        seconds = replay(data.replay, settings.rate, ending, send, look, live.turn, stop)
+        sender.flush()
+        await_lists(ledger)
+        figures.last_look()
+    return figures.summary(seconds, sender.failed, manifest, data.titles)
+
+
+def _action(manifest: Manifest) -> str:
+    """What a click on the page is, to this model."""
+    return "view" if "view" in manifest.actions else next(iter(manifest.actions))
 
 
 def _data(settings: DemoSettings, stop: Stop, say: Say) -> model.Data:
@@ -118,14 +168,20 @@ def _model(settings: DemoSettings, data: model.Data, stop: Stop, say: Say) -> tu
 
 
 def _say_how_to_watch(
-    settings: DemoSettings, bootstrap: str, names: Names, children: list[Child], data: model.Data, say: Say
+    settings: DemoSettings, bootstrap: str, names: Names, team: Team, data: model.Data, say: Say
 ) -> None:
-    for child, port in zip(children, settings.http_ports, strict=True):
-        say(screen.labelled(child.name, f"pid {child.pid}, http://localhost:{port}/metrics"))
-    item = data.popular
+    for worker in team.workers:
+        say(screen.labelled(worker.name, f"pid {worker.child.pid}, http://localhost:{worker.port}/metrics"))
+    item, last = data.popular[0], team.workers[-1].child.pid
     say("\nMeanwhile, in another terminal (kcat: apt-get install kcat):")
-    say(screen.how_to_watch(bootstrap, names.events, names.recommendations, settings.http_port, item, children[-1].pid))
+    say(screen.how_to_watch(bootstrap, names.events, names.recommendations, settings.http_port, item, last))
+
+
+def _say_what_comes(settings: DemoSettings, address: str, say: Say) -> None:
+    say(f"\nThe live page: {address}  click, see your list change, kill a worker")
     length = f"for {settings.duration:g} s" if settings.duration else "until the events end"
+    if settings.duration == 0:
+        length += ", and the page until Ctrl-C"
     say(f"\nReplaying {settings.rate:g} events/s {length}. Ctrl-C stops everything.\n")
     say("\n".join(screen.LEGEND))
 

@@ -4,12 +4,12 @@ The terminal's Ctrl-C goes to the demo alone, which then stops the others in ord
 """
 
 import os
+import select
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Self
 
@@ -24,13 +24,16 @@ class Stopped(Exception):  # noqa: N818
 
 
 class Stop:
-    """The user's wish to stop: Ctrl-C or SIGTERM while the `with` lasts. It may come at any time, also twice."""
+    """The user's wish to stop: Ctrl-C or SIGTERM while the `with` lasts. It may come at any time, also twice.
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
+    A pipe, not a `threading.Event`: the handler runs between any two steps of this very thread, which may just then
+    hold the event's lock; both would wait for ever.
+    """
 
     def __enter__(self) -> Self:
         """Listen."""
+        self._asked, self._ask = os.pipe()
+        os.set_blocking(self._ask, False)
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -38,11 +41,8 @@ class Stop:
         """Listen no more."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    @property
-    def asked(self) -> bool:
-        """Whether the wish has come."""
-        return self._event.is_set()
+        os.close(self._asked)
+        os.close(self._ask)
 
     def wait(self, seconds: float) -> None:
         """Wait so long.
@@ -50,20 +50,21 @@ class Stop:
         Raises:
             Stopped: the wish is there, or has come meanwhile.
         """
-        if self._event.wait(seconds):
+        if select.select([self._asked], [], [], seconds)[0]:
             raise Stopped
 
     def _handle(self, *_: object) -> None:
-        self._event.set()
+        with suppress(BlockingIOError):  # full of wishes
+            os.write(self._ask, b".")
 
 
 class Child:
-    """One process. `log` takes its output; without one it writes where we do."""
+    """One process. `log` takes its output, after what it holds if we keep that; without one it writes where we do."""
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path | None = None) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], log: Path | None = None, keep_log: bool = False) -> None:
         self.name = name
         self.log = log
-        with _opened(log) as output:
+        with _opened(log, keep_log) as output:
             self._process = subprocess.Popen(
                 [*with_parent_death_signal("TERM"), sys.executable, *arguments],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
@@ -135,10 +136,10 @@ def stop_all(children: Iterable[Child], seconds: float) -> list[Child]:
 
 
 @contextmanager
-def _opened(log: Path | None) -> Iterator[IO[bytes] | None]:
+def _opened(log: Path | None, keep: bool) -> Iterator[IO[bytes] | None]:
     if log is None:
         yield None
         return
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
+    with log.open("ab" if keep else "wb") as file:
         yield file

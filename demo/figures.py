@@ -1,12 +1,12 @@
 """The figures of a run: a line a second while it goes on, and in the end what it came to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from demo import screen
-from demo.children import Child
 from demo.latency import Ledger, bucket_quantile, quantile
 from demo.replay import Reader
 from demo.scrape import Workers
+from demo.team import Team
 from stream_worker.errors import StreamWorkerError
 from stream_worker.manifest import Manifest
 
@@ -17,25 +17,23 @@ class Figures:
     """Looks at the stream once a second.
 
     Args:
-        children, ports: the workers, and where they serve /metrics.
+        team, workers: the processes, and what they say on /metrics.
         ledger: what was sent and read.
         say: prints.
     """
 
-    def __init__(
-        self, children: Sequence[Child], ports: Sequence[int], ledger: Ledger, say: Callable[[str], None]
-    ) -> None:
-        self._children = children
-        self._workers = Workers(ports)
+    def __init__(self, team: Team, workers: Workers, ledger: Ledger, say: Callable[[str], None]) -> None:
+        self._team = team
+        self._workers = workers
         self._ledger = ledger
         self._say = say
-        self._gone: set[str] = set()
+        self._gone: set[int] = set()  # pids
         self._rejected = 0
         self._lines = 0
         self._before = (0.0, 0, 0)  # seconds, events, lists
 
-    def look(self, reader: Reader, time_s: float) -> None:
-        """Print a line.
+    def look(self, reader: Reader, time_s: float) -> screen.Second:
+        """Print a line, unless nothing happened, and return what it says.
 
         Raises:
             StreamWorkerError: no worker is left, or lists cannot be read.
@@ -55,10 +53,12 @@ class Figures:
             own=self._workers.quality("own"),
             default=self._workers.quality("default"),
         )
-        if self._lines % HEADER_EVERY == 0:
-            self._say("\n" + "\n".join(screen.HEADER))
-        self._say(screen.line(second))
-        self._lines += 1
+        if second.events or second.lists:  # a demo that is kept going has little to say
+            if self._lines % HEADER_EVERY == 0:
+                self._say("\n" + "\n".join(screen.HEADER))
+            self._say(screen.line(second))
+            self._lines += 1
+        return second
 
     def last_look(self) -> None:
         """Take the last figures, while the workers still answer."""
@@ -94,15 +94,20 @@ class Figures:
     def _check(self, reader: Reader) -> None:
         if reader.problem:
             raise StreamWorkerError(f"lists cannot be read: {reader.problem}")
-        for child in self._children:
-            if child.returncode is not None and child.name not in self._gone:
-                self._gone.add(child.name)
-                self._say(f"       {child.name} has ended ({child.how_it_ended()}); its log ends with:")
-                self._say(f"       {child.last_words()}")
+        for worker in self._team.workers:
+            child = worker.child
+            if worker.runs or child.pid in self._gone:
+                continue
+            self._gone.add(child.pid)
+            if worker.killed:
+                self._say(f"       {child.name} was killed on the page, which can also bring it back")
+                continue
+            self._say(f"       {child.name} has ended ({child.how_it_ended()}); its log ends with:")
+            self._say(f"       {child.last_words()}")
         if (rejected := self._workers.total("rejected")) > self._rejected:
             self._rejected = rejected
             self._say(f"       {rejected:,} events rejected so far; the topic of rejected events says why")
-        if len(self._gone) == len(self._children):
+        if self._team.lost:
             raise StreamWorkerError("no worker is left; see above.")
 
 

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+import polars as pl
 
 from demo.children import Stop, run_to_end
 from demo.settings import ROOT, DemoSettings
@@ -22,7 +24,14 @@ MOVIELENS = ROOT / ".cache" / "movielens"
 MADE_FROM = "made-from.json"  # in the directory of models: what its current bundle was trained on
 LIMIT = ["--max-minutes", "2"]  # of training; what only counts needs none
 
-Event = tuple[str, bytes]  # the record's key and value
+
+class Event(NamedTuple):
+    """One event of the replay; `value` is the record's."""
+
+    user: str
+    item: str
+    time_ms: int
+    value: bytes
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Data:
     trained: int
     replay: Sequence[Event]
     users: int  # in the replayed part
-    popular: str  # an item that many know
+    popular: Sequence[str]  # all items, by their number of events in the first part
     titles: dict[str, str]
 
 
@@ -71,11 +80,19 @@ def load(events: Path, items: Path | None) -> Data:
         events=events,
         items=items,
         trained=first,
-        replay=[(row["user"], msgspec.json.encode(row)) for row in replay.iter_rows(named=True)],
+        replay=[
+            Event(row["user"], row["item"], row["time"], msgspec.json.encode(row))
+            for row in replay.iter_rows(named=True)
+        ],
         users=replay["user"].n_unique(),
-        popular=str(table["item"].mode().min()),
+        popular=_by_popularity(table[:first]["item"]),
         titles={item: title for item, title in titles.items() if title},
     )
+
+
+def _by_popularity(items: pl.Series) -> list[str]:
+    counts = items.value_counts(name="events")
+    return counts.sort("events", items.name, descending=[True, False])[items.name].to_list()
 
 
 def kept_bundle(settings: DemoSettings, data: Data) -> Path | None:

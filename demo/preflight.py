@@ -29,6 +29,14 @@ def problems(settings: DemoSettings) -> Iterator[str]:
     for port in settings.http_ports:
         if port_in_use(port):
             yield f"port {port} is in use: stop what listens there, or choose two others with HTTP_PORT={port + 100}"
+    if port_in_use(settings.page_port):
+        yield (
+            f"port {settings.page_port} is in use: stop what listens there, "
+            f"or choose another for the page with PAGE_PORT={settings.page_port + 100}"
+        )
+    ours = settings.http_ports if settings.bootstrap else [settings.kafka_port, *settings.http_ports]
+    if settings.page_port in ours:
+        yield f"PAGE_PORT={settings.page_port} is Kafka's or a worker's, too: choose another"
     if settings.bootstrap is None and settings.kafka_port in settings.http_ports:
         yield f"KAFKA_PORT={settings.kafka_port} is a worker's HTTP port, too: choose another"
     for name, path in (("DEMO_EVENTS", settings.events), ("DEMO_ITEMS", settings.items)):

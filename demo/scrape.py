@@ -30,11 +30,12 @@ class Quality:
 
 
 class Workers:
-    """The newest samples of each worker; one that has gone keeps its last ones, so that no sum goes backwards."""
+    """The newest samples of each worker. What one has counted before its end still counts: no sum goes backwards."""
 
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports = ports
         self._samples: dict[int, Samples] = {}
+        self._past: list[Samples] = []  # of lives that have ended
 
     def scrape(self) -> None:
         """Ask each worker."""
@@ -48,6 +49,15 @@ class Workers:
                 for family in text_string_to_metric_families(text)
                 for sample in family.samples
             ]
+
+    def retire(self, port: int) -> None:
+        """The worker there has ended, and another takes its place; its counters begin at 0."""
+        if port in self._samples:
+            self._past.append(self._samples.pop(port))
+
+    def gauges(self, port: int, name: str) -> list[tuple[dict[str, str], float]]:
+        """The labels and values of one worker's gauge, as it said last; none before it has answered."""
+        return _selected(self._samples.get(port, []), name, {})
 
     def total(self, name: str, **labels: str) -> int:
         """The sum of a counter over workers and all labels but these."""
@@ -66,12 +76,15 @@ class Workers:
         return Quality(self.total("judged", list=which), self.total("hits", list=which, k="10"))
 
     def _select(self, name: str, wanted: dict[str, str]) -> list[tuple[dict[str, str], float]]:
-        return [
-            (labels, value)
-            for samples in self._samples.values()
-            for found, labels, value in samples
-            if found == f"{PREFIX}_{name}" and wanted.items() <= labels.items()
-        ]
+        return [one for samples in (*self._past, *self._samples.values()) for one in _selected(samples, name, wanted)]
+
+
+def _selected(samples: Samples, name: str, wanted: dict[str, str]) -> list[tuple[dict[str, str], float]]:
+    return [
+        (labels, value)
+        for found, labels, value in samples
+        if found == f"{PREFIX}_{name}" and wanted.items() <= labels.items()
+    ]
 
 
 def not_ready(port: int) -> str | None:

@@ -26,6 +26,10 @@ def _positive(text: str) -> float:
     return number
 
 
+def _seconds(text: str) -> float:
+    return 0.0 if text.strip() == "0" else _positive(text)
+
+
 def _whole(lowest: int, highest: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and lowest <= int(text) <= highest):
@@ -62,11 +66,12 @@ class Knob:
 
 KNOBS = (
     Knob("rate", _positive, 200.0, "events a second; 200", "200"),
-    Knob("duration", _positive, None, "seconds of replay; without it, until the events end", "30"),
+    Knob("duration", _seconds, None, "seconds of replay; 0: until Ctrl-C; without it, until the events end", "30"),
     Knob("bootstrap", _address, None, "use this broker instead of starting one", "localhost:9092"),
     Knob("seed", _whole(0, 2**63 - 1), 0, "of the training; 0", "0"),
     Knob("kafka_port", _whole(1, 65535), 9092, "port of the broker that is started; 9092", "9092"),
     Knob("http_port", _whole(1, 65535 - WORKERS), 9101, "port of worker 1, worker 2 takes the next; 9101", "9101"),
+    Knob("page_port", _whole(1, 65535), 9180, "port of the live page; 9180", "9180"),
     Knob("model", str, "hybrid", "a model of docs/models.md; hybrid", "two-tower", "DEMO_MODEL"),
     Knob("events", Path, None, "your events instead of MovieLens 100k", "events.parquet", "DEMO_EVENTS"),
     Knob("items", Path, None, "their items", "items.parquet", "DEMO_ITEMS"),
@@ -84,6 +89,7 @@ class DemoSettings:
     seed: int
     kafka_port: int
     http_port: int
+    page_port: int
     model: str
     events: Path | None
     items: Path | None

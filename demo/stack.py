@@ -3,7 +3,7 @@
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,17 @@ from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from demo.broker import Broker
-from demo.children import CHECK_S, Child, Stop, run_to_end, stop_all
+from demo.children import CHECK_S, Stop, run_to_end
 from demo.scrape import not_ready
 from demo.settings import DemoSettings
+from demo.team import Team
 from stream_worker.errors import SettingsError, StreamWorkerError
 
 READY_WITHIN_S = 60
-WORKER_STOP_S = 10
 ASK_BROKER_MS = 5000
 PARTITIONS = 4
+# How soon others take over from a killed worker: as soon as our own broker lets them, or any broker does by default.
+SESSION_S, SESSION_ELSEWHERE_S = 4, 6
 
 
 @dataclass(frozen=True)
@@ -128,21 +130,30 @@ def remove_topics(bootstrap: str, names: Names) -> bool:
 
 
 @contextmanager
-def workers(settings: DemoSettings, bootstrap: str, bundle: Path, names: Names) -> Iterator[list[Child]]:
+def workers(settings: DemoSettings, bootstrap: str, bundle: Path, names: Names) -> Iterator[Team]:
     """Two workers, as a user starts them; stopped by SIGTERM, at the latest when the `with` ends."""
-    children: list[Child] = []
+    session_s = session(settings)
+    common = ["-m", "stream_worker", "run", "--bundle", str(bundle), "--bootstrap", bootstrap, *names.flags]
+    common += ["--group", names.group, "--log-format", "pretty", "--http-host", "127.0.0.1"]
+    common += ["--session-timeout-s", str(session_s), "--delivery-timeout-s", str(session_s - 1)]
+    team = Team(
+        [
+            (port, settings.directory / f"worker-{number}.log", [*common, "--http-port", str(port)])
+            for number, port in enumerate(settings.http_ports, start=1)
+        ]
+    )
     try:
-        for number, port in enumerate(settings.http_ports, start=1):
-            command = ["-m", "stream_worker", "run", "--bundle", str(bundle), "--bootstrap", bootstrap]
-            command += [*names.flags, "--group", names.group, "--http-host", "127.0.0.1", "--http-port", str(port)]
-            log = settings.directory / f"worker-{number}.log"
-            children.append(Child(f"worker {number}", [*command, "--log-format", "pretty"], log))
-        yield children
+        yield team
     finally:
-        stop_all(children, WORKER_STOP_S)
+        team.stop()
 
 
-def await_ready(children: Sequence[Child], ports: Sequence[int], stop: Stop) -> None:
+def session(settings: DemoSettings) -> int:
+    """Seconds after which others take over from a worker that was killed."""
+    return SESSION_ELSEWHERE_S if settings.bootstrap else SESSION_S
+
+
+def await_ready(team: Team, stop: Stop) -> None:
     """Return once every worker's /readyz says yes.
 
     Raises:
@@ -150,14 +161,15 @@ def await_ready(children: Sequence[Child], ports: Sequence[int], stop: Stop) -> 
         Stopped: the user asked for the end.
     """
     deadline = time.monotonic() + READY_WITHIN_S
-    waiting = dict(zip(ports, children, strict=True))
+    waiting = list(team.workers)
     while waiting:
-        for port, child in list(waiting.items()):
-            if child.returncode is not None:
+        for worker in list(waiting):
+            child = worker.child
+            if not worker.runs:
                 raise StreamWorkerError(f"{child.name} ended ({child.how_it_ended()}): {child.last_words()}")
-            problem = not_ready(port)
+            problem = not_ready(worker.port)
             if problem is None:
-                del waiting[port]
+                waiting.remove(worker)
             elif time.monotonic() > deadline:
                 raise StreamWorkerError(
                     f"{child.name} is not ready after {READY_WITHIN_S} s ({problem}); its log: {child.log}"

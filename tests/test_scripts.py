@@ -72,7 +72,8 @@ def test_test_tools_that_cannot_be_installed_are_named(tmp_path: Path, ci: str, 
     assert done.returncode == code
     said = done.stderr if code else done.stdout
     assert said.count("\n") == 1
-    assert "apt-get install --no-install-recommends prometheus prometheus-alertmanager kcat kubernetes-client" in said
+    wanted = "prometheus prometheus-alertmanager kcat kubernetes-client chromium fonts-dejavu-core"
+    assert f"apt-get install --no-install-recommends {wanted}" in said
 
 
 def test_every_target_of_make_is_in_its_help() -> None:

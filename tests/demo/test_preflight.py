@@ -19,12 +19,11 @@ from stream_worker.errors import SettingsError
 
 
 def free_ports() -> dict[str, str]:
-    """Ports for a broker and two workers, as variables."""
+    """Ports for a broker, two workers and the page, as variables."""
     while True:
-        port = free_port()
-        settings = parse_settings([], {"KAFKA_PORT": str(free_port()), "HTTP_PORT": str(port)})
-        if not list(problems(settings)):
-            return {"KAFKA_PORT": str(settings.kafka_port), "HTTP_PORT": str(port)}
+        ports = {name: str(free_port()) for name in ("KAFKA_PORT", "HTTP_PORT", "PAGE_PORT")}
+        if not list(problems(parse_settings([], ports))):
+            return ports
 
 
 @pytest.fixture
@@ -51,6 +50,7 @@ def settings_of(**variables: str) -> DemoSettings:
 def test_a_flag_wins_over_the_environment_and_an_empty_variable_is_none() -> None:
     settings = parse_settings(["--rate", "500"], {"RATE": "100", "DURATION": "", "SEED": "7"})
     assert (settings.rate, settings.duration, settings.seed) == (500, None, 7)
+    assert parse_settings([], {"DURATION": "0"}).duration == 0
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,18 @@ def test_an_unknown_flag_is_an_error() -> None:
 
 
 def test_a_port_in_use_is_said_with_its_mends(occupied: int) -> None:
-    for variable in ("KAFKA_PORT", "HTTP_PORT"):
+    for variable in ("KAFKA_PORT", "HTTP_PORT", "PAGE_PORT"):
         (problem,) = problems(settings_of(**{variable: str(occupied)}))
         assert problem.startswith(f"port {occupied} is in use: ")
         assert f"{variable}=" in problem
         assert "\n" not in problem
     assert f"BOOTSTRAP=localhost:{occupied}" in next(problems(settings_of(KAFKA_PORT=str(occupied))))
+
+
+def test_the_page_has_a_port_of_its_own() -> None:
+    ports = free_ports()
+    (problem,) = problems(settings_of(**ports | {"PAGE_PORT": ports["KAFKA_PORT"]}))
+    assert problem == f"PAGE_PORT={ports['KAFKA_PORT']} is Kafka's or a worker's, too: choose another"
 
 
 def test_with_a_broker_of_ones_own_its_port_does_not_matter(occupied: int) -> None:
@@ -127,3 +133,33 @@ def test_a_child_that_does_not_end_is_killed_and_named(tmp_path: Path) -> None:
     assert stop_all([child], 0.1) == [child]
     assert child.how_it_ended() == "killed by SIGKILL"
     assert child.last_words() == "deaf"
+
+
+def test_the_wish_to_stop_may_come_at_any_moment() -> None:
+    """The handler runs between any two steps of a wait. When both took a lock, Ctrl-C now and then hung the demo."""
+    code = """
+import contextlib, signal, sys
+from demo.children import Stop, Stopped
+
+def interrupted_at(step):
+    steps = 0
+    def trace(*_):
+        nonlocal steps
+        if steps == step:
+            signal.raise_signal(signal.SIGINT)
+        steps += 1
+        return trace
+    with Stop() as stop, contextlib.suppress(Stopped):
+        sys.settrace(trace)
+        try:
+            stop.wait(0.001)
+        finally:
+            sys.settrace(None)
+    return steps > step
+
+step = 0
+while interrupted_at(step):
+    step += 1
+assert step > 1
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=20)
