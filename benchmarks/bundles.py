@@ -70,7 +70,7 @@ def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH, name: st
     users_E, items_E = rng.integers(0, count, events), rng.integers(0, count, events)
     seconds_E = 1_700_000_000 + np.arange(events)
     log = Log(users_E, items_E, np.ones(events, np.uint8), np.zeros(events, np.bool_), seconds_E * 1000)
-    model = create(name, Plan(count, log, length, dim=dim)).eval()
+    model = create(name, Plan(count, log, length, length, dim=dim)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
