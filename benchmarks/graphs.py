@@ -14,7 +14,18 @@ from benchmarks import bundles
 from stream_worker.batch import NO_ITEM, Feeds
 from stream_worker.bundle import Bundle
 
-MODELS = ("sasrec", "hybrid", "tower-hybrid", "two-tower", "ncf", "gru4rec", "mf", "rules", "itemknn")
+MODELS = (
+    "sasrec",
+    "hybrid",
+    "tower-hybrid",
+    "streaming-transformer",
+    "two-tower",
+    "ncf",
+    "gru4rec",
+    "mf",
+    "rules",
+    "itemknn",
+)
 BATCHES = (1, 32)
 BLEND_BAR = 1.5
 SECONDS = 0.5  # of each turn
@@ -88,10 +99,10 @@ def table(result: Mapping[str, Any]) -> list[str]:
         f"load   {load['items']:,} items of {load['dim']}, histories of {load['length']}, "
         f"{load['repeats']} repeats in turns, medians",
         "",
-        " " * 12 + "".join(f"{name:>14}" for name in columns),
+        " " * 24 + "".join(f"{name:>14}" for name in columns),
     ]
     lines += [
-        f"  {name:10}" + "".join(f"{us[column]:14.1f}" for column in columns) for name, us in result["models"].items()
+        f"  {name:22}" + "".join(f"{us[column]:14.1f}" for column in columns) for name, us in result["models"].items()
     ]
     (name, bar), *_ = result["bars"].items()
     verdict = "met" if bar["met"] else "NOT MET"

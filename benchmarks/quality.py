@@ -43,7 +43,7 @@ CODES = {"view": 1, "purchase": 4}
 
 @dataclass(frozen=True)
 class Figure:
-    """One model under one protocol with one seed; `train_s` is CPU time of one thread, which other jobs stretch less."""
+    """One model under one protocol with one seed; `train_s` is CPU time on one thread: other jobs stretch it less."""
 
     protocol: str
     model: str

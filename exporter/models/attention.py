@@ -67,7 +67,10 @@ class Block(nn.Module):
         key_BHLd, value_BHLd = _heads(key_BLD), _heads(value_BLD)
         scores_BHQL = query_BHQd @ key_BHLd.transpose(-1, -2) / math.sqrt(query_BHQd.shape[-1])
         weights_BHQL = self.dropout((scores_BHQL + bias_BHQL).softmax(dim=-1))
-        attended_BQD = (weights_BHQL @ value_BHLd).transpose(1, 2).flatten(2)
+        return self.finish(x_BQD, (weights_BHQL @ value_BHLd).transpose(1, 2).flatten(2))
+
+    def finish(self, x_BQD: Tensor, attended_BQD: Tensor) -> Tensor:
+        """The rest of the block, after attention, [B, Q, D]."""
         x_BQD = x_BQD + self.dropout(self.project(attended_BQD))
         hidden_BQD = self.dropout(F.relu(self.feed_in(self.feed_norm(x_BQD))))
         out_BQD: Tensor = x_BQD + self.dropout(self.feed_out(hidden_BQD))

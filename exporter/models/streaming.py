@@ -6,14 +6,16 @@ The blocks are SASRec's (Kang & McAuley 2018). An event sees itself and the W - 
 values never change once they are computed, and B blocks know of B (W - 1) + 1 events: W is chosen such that the history
 holds as many, and what is rebuilt from it is what was kept.
 
-Update rule: the new events' keys and values take the places of the oldest in a ring. Memory per user: S = B * 2 * R * D
-floats of these, D of the newest event's hidden vector, 1 for where the ring begins. Cost per event: B blocks for one
-position, and the ring's length in attention.
+Update rule: the new events' keys and values take the places of the oldest in a ring. Memory per user: a ring of R
+places of E = 2 B D floats, and two more such places: one for the newest event's hidden vector and where the ring goes
+on, and one that stays zero, to which padding is written. Cost per event: B blocks for one position, the ring's length
+in attention, and a copy of the ring.
 
-Axes: B users, L history length, M new events, R = W - 1 places of the ring, K = R + M keys, N items, D item dimension,
-H attention heads, P positions that have a target.
+Axes: B users, L history length, M new events, R = W - 1 places of the ring, E floats of a place, K = R + M keys, D item
+dimension, H attention heads.
 """
 
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -39,7 +41,7 @@ class Ring(NamedTuple):
     Attributes:
         age_BR: int64, how many events are newer in the ring; 0 is the newest.
         is_event_BR: bool.
-        place_BM: int64, of each new event; -1 of padding, and where a newer one will take it.
+        place_BM: int64, of each new event; R + 1 of padding, and where a newer one will take it.
         begin_B: int64, the place of the next event.
     """
 
@@ -55,6 +57,8 @@ class StreamingTransformer(SelfAttentive):
 
     name: ClassVar[str] = "streaming-transformer"
 
+    head_HD: Tensor
+
     def __init__(self, plan: Plan) -> None:
         """Initial weights from torch's current seed."""
         super().__init__(plan)
@@ -62,7 +66,10 @@ class StreamingTransformer(SelfAttentive):
         self.width = self.sees = max(2, min(plan.window, (plan.length - 1) // BLOCKS + 1))  # W
         self.ring = self.width - 1
         self.window = BLOCKS * self.ring + 1
-        self.vector_size = 2 * BLOCKS * self.ring * plan.dim + plan.dim + 1
+        self.entry = 2 * BLOCKS * plan.dim  # E
+        self.vector_size = (self.ring + 2) * self.entry
+        head_HD = torch.eye(HEADS).repeat_interleave(plan.dim // HEADS, 1)
+        self.register_buffer("head_HD", head_HD, persistent=False)  # 1 where a dimension belongs to a head
         self.gaps_GD = nn.Parameter(torch.randn(len(GAP_EDGES_MS) + 2, plan.dim) * INITIAL_STD)
         self.distance_WH = nn.Parameter(torch.zeros(self.width, HEADS))
         self.reads = (  # type: ignore[misc]
@@ -73,37 +80,34 @@ class StreamingTransformer(SelfAttentive):
     def update(self, feeds: Tensors, items: Tensors) -> Tensor:
         """The new positions through all blocks, their keys and values into the ring."""
         new_BM, history_BL = feeds["new_items"], feeds["history_items"]
-        count_B, new = (new_BM >= 0).sum(1), new_BM.shape[1]
-        ring = self._ring(feeds, count_B)
-        # The new events are the newest of the history; padded, so that there are M columns to take them from.
-        times_BL = F.pad(feeds["history_times"], (new, 0))
-        is_item_BL = F.pad(history_BL >= 0, (new, 0))
-        step_BM = gap_steps(times_BL, is_item_BL)[:, history_BL.shape[1] :]
-        x_BMD = self._embedded(new_BM, step_BM, items["item_vectors"])
-        bias_BHMK = self._bias(ring, new_BM >= 0)
-        is_at_BRM = (ring.place_BM[:, None] == torch.arange(self.ring, device=new_BM.device)[:, None]).float()
-        is_kept_BR1 = 1 - is_at_BRM.sum(2, keepdim=True)
-        kept = feeds["vector"][:, : -self.dim - 1].view(new_BM.shape[0], 2 * BLOCKS, self.ring, self.dim)
-        rings = []
-        for number, block in enumerate(self.blocks):
+        is_new_BM, new = new_BM >= 0, new_BM.shape[1]
+        count_B = is_new_BM.sum(1)
+        places_BRE = feeds["vector"].view(-1, self.ring + 2, self.entry)
+        ring = self._ring(history_BL, count_B, places_BRE[:, self.ring, self.dim], new)
+        x_BMD = self._embedded(new_BM, self._new_steps(feeds, new), items["item_vectors"])
+        bias_BHMK = self._bias(ring, is_new_BM)
+        fresh = []
+        for block, start in zip(self.blocks, range(0, self.entry, 2 * self.dim), strict=True):
             assert isinstance(block, Block)
             normed_BMD = block.attention_norm(x_BMD)
-            both = []
-            for place, fresh_BMD in enumerate(block.key_value(normed_BMD).chunk(2, dim=-1)):
-                old_BRD = kept[:, 2 * number + place]
-                rings.append(old_BRD * is_kept_BR1 + is_at_BRM @ fresh_BMD)
-                both.append(torch.cat([old_BRD, fresh_BMD], dim=1))
-            key_BKD, value_BKD = both
-            x_BMD = block.attend(x_BMD, normed_BMD, key_BKD, value_BKD, bias_BHMK)
-        vector_BS = torch.cat(
-            [torch.stack(rings, 1).flatten(1), self.norm(x_BMD[:, -1]), ring.begin_B[:, None].float()], dim=1
-        )
-        return torch.where(count_B[:, None] > 0, vector_BS, feeds["vector"])
+            fresh.append(block.key_value(normed_BMD))
+            keys = places_BRE[:, : self.ring, start : start + self.dim], fresh[-1][..., : self.dim]
+            values = places_BRE[:, : self.ring, start + self.dim : start + 2 * self.dim], fresh[-1][..., self.dim :]
+            x_BMD = block.finish(x_BMD, self._attended(block.query(normed_BMD), keys, values, bias_BHMK))
+        hidden_BD = torch.where(count_B[:, None] > 0, self.norm(x_BMD[:, -1]), places_BRE[:, self.ring, : self.dim])
+        state_BE = F.pad(torch.cat([hidden_BD, ring.begin_B[:, None].float()], 1), (0, self.entry - self.dim - 1))
+        entries_BME = torch.cat(fresh, 2) * (ring.place_BM < self.ring)[..., None]
+        place_BM = F.pad(ring.place_BM, (0, 1), value=self.ring)
+        written_BME = torch.cat([entries_BME, state_BE[:, None]], 1)
+        at_BME = place_BM[..., None].expand_as(written_BME)
+        vector_BS: Tensor = places_BRE.scatter(1, at_BME, written_BME).flatten(1)
+        return vector_BS
 
     def encode(self, feeds: Tensors, items: Tensors) -> Tensor:
         """The hidden vector of the newest event, float32 [B, D]."""
         is_user_B = feeds["history_items"][:, -1] >= 0
-        return torch.where(is_user_B[:, None], feeds["vector"][:, -self.dim - 1 : -1], self.empty_D)
+        start = self.ring * self.entry
+        return torch.where(is_user_B[:, None], feeds["vector"][:, start : start + self.dim], self.empty_D)
 
     def hidden(self, feeds: Tensors) -> Tensor:
         """Every position, each with the events that it would have in its rings."""
@@ -123,16 +127,38 @@ class StreamingTransformer(SelfAttentive):
         x_BMD = self.dropout(x_BMD + F.embedding(step_BM, self.gaps_GD))
         return x_BMD * (items_BM >= 0)[..., None]
 
-    def _ring(self, feeds: Tensors, count_B: Tensor) -> Ring:
+    def _new_steps(self, feeds: Tensors, new: int) -> Tensor:
+        """int64 [B, M]: the gaps before the new events, which are the newest of the history."""
+        # One more column for the gap before the first; padded, so that there are as many.
+        times_BM = F.pad(feeds["history_times"], (new + 1, 0))[:, -new - 1 :]
+        is_item_BM = F.pad(feeds["history_items"] >= 0, (new + 1, 0))[:, -new - 1 :]
+        return gap_steps(times_BM, is_item_BM)[:, 1:]
+
+    def _ring(self, history_BL: Tensor, count_B: Tensor, begin_B: Tensor, new: int) -> Ring:
         """The ring before the new events, which stand at the end of the history."""
-        history_BL, new = feeds["history_items"], feeds["new_items"].shape[1]
-        begin_B1 = feeds["vector"][:, -1:].long()
+        begin_B1, count_B1 = begin_B.long()[:, None], count_B[:, None]
         age_BR = (begin_B1 - 1 - torch.arange(self.ring, device=history_BL.device)) % self.ring
-        known_B1 = ((history_BL >= 0).sum(1) - count_B)[:, None]
-        nth_BM = torch.arange(new, device=history_BL.device) - (new - count_B[:, None])
-        stays_BM = (nth_BM >= 0) & (nth_BM >= count_B[:, None] - self.ring)
-        place_BM = torch.where(stays_BM, (begin_B1 + nth_BM) % self.ring, -1)
+        known_B1 = (history_BL >= 0).sum(1, keepdim=True) - count_B1
+        nth_BM = torch.arange(new, device=history_BL.device) - (new - count_B1)
+        stays_BM = (nth_BM >= 0) & (nth_BM >= count_B1 - self.ring)
+        place_BM = torch.where(stays_BM, (begin_B1 + nth_BM) % self.ring, self.ring + 1)
         return Ring(age_BR, age_BR < known_B1, place_BM, (begin_B1[:, 0] + count_B) % self.ring)
+
+    def _attended(
+        self, query_BMD: Tensor, keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], bias_BHMK: Tensor
+    ) -> Tensor:
+        """Attention over the ring's keys and values and the new ones, [B, M, D].
+
+        The ring is neither joined with the new ones nor turned by heads: a query is 0 outside its head.
+        """
+        heads = query_BMD[:, None] * self.head_HD[:, None] / math.sqrt(self.dim // HEADS)
+        query_BXD = heads.flatten(1, 2)  # X = H M
+        scores = [_by_head(query_BXD @ key_BRD.transpose(1, 2)) for key_BRD in keys]
+        weights_BHMK = (torch.cat(scores, -1) + bias_BHMK).softmax(-1)
+        weights = weights_BHMK[..., : self.ring], weights_BHMK[..., self.ring :]
+        sums = [w.flatten(1, 2) @ value_BRD for w, value_BRD in zip(weights, values, strict=True)]
+        both_BHMD: Tensor = _by_head(sums[0] + sums[1]) * self.head_HD[:, None]
+        return both_BHMD.sum(1)
 
     def _bias(self, ring: Ring, is_new_BM: Tensor) -> Tensor:
         """[B, H, M, K]: the new events see those in the ring, and one another, as far as the window reaches."""
@@ -150,3 +176,8 @@ class StreamingTransformer(SelfAttentive):
         """[B, H, M, K] of the events between."""
         bias_BMKH = F.embedding(distance_BMK.clamp(min=0, max=self.width - 1), self.distance_WH)
         return bias_BMKH.movedim(-1, -3) + masked(sees_BMK)[:, None]
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """[B, H M, …] to [B, H, M, …]."""
+    return x.view(x.shape[0], HEADS, x.shape[1] // HEADS, x.shape[2])
