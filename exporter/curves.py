@@ -1,10 +1,8 @@
-"""What is logged of a training run for TensorBoard, if its package is there; else nothing."""
+"""What is logged of a training run for TensorBoard."""
 
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-from stream_worker.errors import SettingsError
 
 
 class Curves:
@@ -12,22 +10,15 @@ class Curves:
 
     Args:
         directory: where TensorBoard looks; None writes nothing.
-
-    Raises:
-        SettingsError: a directory is given, and the package is not installed.
     """
 
     def __init__(self, directory: Path | None) -> None:
         self._writer: Any = None
         if directory is None:
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise SettingsError(
-                f"--tensorboard {directory}: the package is not installed, and not part of the extra `train`. "
-                "`pip install tensorboard` beside it, or leave the flag out."
-            ) from error
+        # Not at the top: it takes half a second, which runs without curves need not wait for.
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(directory))
 
     def add(self, epoch: int, **values: float) -> None:

@@ -103,7 +103,7 @@ class TrainSettings(DataSettings):
         False, description="Go on after the last pass of an interrupted run with the same data, flags and --out."
     )
     tensorboard: Path | None = Field(
-        None, description="Directory for TensorBoard: loss, NDCG@10 and step size by pass; needs its package."
+        None, description="Directory for TensorBoard: loss, NDCG@10 and step size by pass."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="The same seed and threads give the same weights.")
     threads: int = Field(2, ge=1, le=256, description="Threads of torch.")

@@ -69,7 +69,7 @@ def fit(
 
     Raises:
         DataError: there is nothing to fit or to validate on, or the loss is not finite.
-        SettingsError: the checkpoint is of another run, or TensorBoard's package is not there.
+        SettingsError: the checkpoint is of another run.
     """
     course = Course()
     if not list(model.parameters()):

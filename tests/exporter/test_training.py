@@ -1,7 +1,6 @@
 """Training on data with a known right answer."""
 
 import copy
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional
 
 from exporter.cli import main
@@ -184,12 +184,20 @@ def test_the_step_size_rises_in_a_line_and_falls_in_a_cosine() -> None:
     assert Schedule()(0, 50) == 1
 
 
-def test_tensorboard_without_its_package_is_said_before_training(log: Log, tmp_path: Path) -> None:
-    if importlib.util.find_spec("tensorboard"):
-        pytest.skip("tensorboard is installed")
-    with pytest.raises(SettingsError, match="pip install tensorboard"):
-        fit(interruptible(log, 0), log, 900, HORIZON, Recipe(), tmp_path / "b.pt", QUIET, tensorboard=tmp_path / "tb")
-    assert list(tmp_path.iterdir()) == []
+def test_tensorboard_shows_the_course_by_pass_also_of_a_run_that_went_on(log: Log, tmp_path: Path) -> None:
+    split, recipe = int(len(log) * 0.9), Recipe(warmup_steps=15, max_epochs=3, patience=3)
+    with pytest.raises(KeyboardInterrupt):  # in the third pass
+        fit(interruptible(log, 35), log, split, HORIZON, recipe, tmp_path / "b.pt", QUIET, tensorboard=tmp_path / "tb")
+    again = interruptible(log)
+    course = fit(again, log, split, HORIZON, recipe, tmp_path / "b.pt", QUIET, resume=True, tensorboard=tmp_path / "tb")
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert sorted(events.Tags()["scalars"]) == ["learning_rate", "loss", "ndcg"]
+    for name, expected in (("loss", course.losses), ("ndcg", course.ndcgs)):
+        scalars = events.Scalars(name)
+        assert [scalar.step for scalar in scalars] == [1, 2, 3]
+        assert [scalar.value for scalar in scalars] == pytest.approx(expected)
+    rates = [scalar.value for scalar in events.Scalars("learning_rate")]
+    assert 0 < rates[0] < rates[1] == pytest.approx(recipe.learning_rate)
 
 
 def test_the_sampled_softmax_is_on_average_the_full_one() -> None:
