@@ -44,7 +44,7 @@ class Checkpoint:
         if not self.path.is_file():
             return None
         try:
-            found: dict[str, Any] = torch.load(self.path, weights_only=True)
+            found: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch's and zipfile's own share no base but Exception
             raise SettingsError(f"--resume: {self.path} is not readable ({error}). Delete it to start anew.") from error
         if found["signature"] != self.signature:

@@ -42,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(settings: TrainSettings, console: Console) -> None:
     """Load, train, evaluate, export."""
     # Not at the top: torch takes seconds to import, which --help and a mistyped flag need not wait for.
+    from exporter import device
     from exporter.experiment import load, run
     from exporter.folds import cross_validate
     from exporter.models import find
 
     find(settings.model)
+    device.chosen(settings.device, settings.bf16)
     out = settings.out
     try:
         out.mkdir(parents=True, exist_ok=True)

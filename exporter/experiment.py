@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from exporter import dataset
+from exporter import dataset, device
 from exporter.data import NEGATIVE_ACTIONS, action_codes, first_test_event
 from exporter.evaluation import histories_before, prequential, report, scorer_of
 from exporter.export import Serving, write_bundle
@@ -141,6 +141,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         patience=settings.patience,
         # The refit takes at most about as long as the fit before it.
         max_minutes=settings.max_minutes and settings.max_minutes / (2 if settings.refit else 1),
+        device=device.chosen(settings.device, settings.bf16),
     )
     training = experiment.log[: experiment.test]
     checkpoint = _checkpoint(settings)
@@ -161,7 +162,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         )
         epochs = course.best
         console.print(
-            f"training: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
+            f"training on {recipe.device}: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
             f"validation NDCG@10 {course.ndcgs[course.best - 1]:.4f}"
         )
     validating_R = np.arange(experiment.validation, len(training))
@@ -200,7 +201,7 @@ def evaluated(model: Recommender, experiment: Experiment, settings: TrainSetting
 
 
 def _new_model(experiment: Experiment, settings: TrainSettings, until: int) -> Recommender:
-    seed_everything(settings.seed)
+    seed_everything(settings.seed, device.chosen(settings.device, settings.bf16))
     model = create(settings.model, _plan(experiment, settings, until))
     if settings.negatives:
         if not isinstance(model.learner, Sampling):

@@ -13,6 +13,7 @@ _CONFIG = SettingsConfigDict(
     cli_kebab_case=True,
     cli_implicit_flags=True,
     cli_exit_on_error=False,
+    cli_hide_none_type=True,  # else a flag that may be left out, such as --bf16, would want a value
 )
 
 
@@ -107,6 +108,12 @@ class TrainSettings(DataSettings):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="The same seed and threads give the same weights.")
     threads: int = Field(2, ge=1, le=256, description="Threads of torch.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to train; auto takes a GPU where there is one. Validation and export use the CPU."
+    )
+    bf16: bool | None = Field(
+        None, description="Forward pass and loss in bfloat16, weights in float32; default: on a GPU that has it."
+    )
 
     list_length: int = Field(20, ge=1, le=256, description="Items in a list (K).")
     exclude_seen: bool = Field(True, description="Leave the items of the user's history out of the list.")

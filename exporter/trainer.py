@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from exporter.device import Device
 from exporter.histories import Ints, Log, windows
 from exporter.models.base import Recommender
 from stream_worker.errors import DataError
 
+CPU = Device()
 Tensors = tuple[Tensor, ...] | list[Tensor]
 BETAS = (0.9, 0.98)  # of SASRec's Adam
 YOUNG = 4  # in the beginning the average reaches back over this part of the steps so far
@@ -36,6 +38,7 @@ class Recipe:
         average_epochs: how far back the average of the weights reaches that is validated and kept.
         clip: largest norm of a step's gradients.
         max_minutes: of training; the same seed gives the same weights only where this does not cut it short.
+        device: where, and in what precision.
     """
 
     seed: int = 0
@@ -50,6 +53,7 @@ class Recipe:
     max_epochs: int = 100
     patience: int = 5
     max_minutes: float | None = None
+    device: Device = CPU
 
 
 class Schedule(NamedTuple):
@@ -78,10 +82,10 @@ class Trainer:
 
     The model to keep is `averaged`: an exponential moving average of the weights over about the last epoch (Polyak &
     Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992). It does what a falling learning rate does,
-    at any epoch, without knowing which is the last.
+    at any epoch, without knowing which is the last. It stands on the CPU between epochs, to be validated and kept.
 
     Args:
-        model: its parameters are trained.
+        model: its parameters are trained, on the recipe's device, where it stays.
         log: what is fitted.
         length: L.
         recipe: how. Its seed is of the windows and their order; dropout draws from torch's own generator.
@@ -93,19 +97,20 @@ class Trainer:
     def __init__(self, model: Recommender, log: Log, length: int, recipe: Recipe) -> None:
         if not log.known_E.any():
             raise DataError("events: none is left to train on. Give a longer log.")
-        self._model, self._log, self._length, self._recipe = model, log, length, recipe
+        self._device = recipe.device
+        self._model, self._log, self._length, self._recipe = model.to(self._device.name), log, length, recipe
         self._schedule = Schedule(recipe.warmup_steps, recipe.decay_epochs, recipe.decay_to)
         self._rng = np.random.default_rng(recipe.seed)
         self._optimiser = torch.optim.AdamW(
             model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=BETAS, fused=True
         )
-        self._averaged = AveragedModel(model, multi_avg_fn=self._average)
+        self._averaged = AveragedModel(model, multi_avg_fn=self._average).cpu()
         self._reach = 1.0  # steps
         self.epochs = self.steps = 0  # done
 
     @property
     def averaged(self) -> Recommender:
-        """The model with the averaged weights."""
+        """The model with the averaged weights, on the CPU."""
         averaged = self._averaged.module
         assert isinstance(averaged, Recommender)
         return averaged
@@ -129,21 +134,30 @@ class Trainer:
         batches = list(batches_of(self._log, self._length, self._recipe.batch, self._rng))
         begin(len(batches))
         self._reach = self._recipe.average_epochs * len(batches)
+        self._averaged.to(self._device.name)
         losses = []
         for number, (feeds, target_BL) in enumerate(batches):
             rate = self._recipe.learning_rate * self._schedule(self.steps, self.epochs + number / len(batches))
             for group in self._optimiser.param_groups:
                 group["lr"] = rate
-            losses.append(step(self._model, self._optimiser, feeds, target_BL, self._recipe.clip))
-            self._averaged.update_parameters(self._model)
-            self.steps += 1
+            losses.append(self.step(feeds, target_BL).item())
             advance()
             if time.monotonic() > deadline:
                 break
+        self._averaged.cpu()
         self.epochs += 1
         if not np.isfinite(losses).all():
             raise DataError(f"training: the loss is not finite in epoch {self.epochs}. Lower --learning-rate.")
         return float(np.mean(losses))
+
+    def step(self, feeds: dict[str, Tensor], target_BL: Tensor) -> Tensor:
+        """One step on a batch of `batches_of`, and one of the average; the loss before it."""
+        feeds = {name: tensor.to(self._device.name) for name, tensor in feeds.items()}
+        target_BL = target_BL.to(self._device.name)
+        loss = step(self._model, self._optimiser, feeds, target_BL, self._recipe.clip, self._device)
+        self._averaged.update_parameters(self._model)
+        self.steps += 1
+        return loss
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on; tensors and plain values, which load without pickle's dangers."""
@@ -153,6 +167,7 @@ class Trainer:
             "optimiser": self._optimiser.state_dict(),
             "windows": json.dumps(self._rng.bit_generator.state),
             "torch": torch.get_rng_state(),
+            "device": torch.cuda.get_rng_state() if self._device.name == "cuda" else None,
             "epochs": self.epochs,
             "steps": self.steps,
         }
@@ -164,6 +179,8 @@ class Trainer:
         self._optimiser.load_state_dict(state["optimiser"])
         self._rng.bit_generator.state = json.loads(state["windows"])
         torch.set_rng_state(state["torch"])
+        if state["device"] is not None:
+            torch.cuda.set_rng_state(state["device"])
         self.epochs, self.steps = state["epochs"], state["steps"]
 
     def _average(self, averaged: Tensors, current: Tensors, _count: Tensor | int) -> None:
@@ -172,16 +189,22 @@ class Trainer:
 
 
 def step(
-    model: Recommender, optimiser: torch.optim.Optimizer, feeds: dict[str, Tensor], target_BL: Tensor, clip: float
-) -> float:
-    """One step of the optimiser; the loss before it."""
+    model: Recommender,
+    optimiser: torch.optim.Optimizer,
+    feeds: dict[str, Tensor],
+    target_BL: Tensor,
+    clip: float,
+    device: Device = CPU,
+) -> Tensor:
+    """One step of the optimiser; the loss before it. Model and batch are on the device."""
     model.train()
     optimiser.zero_grad()
-    loss = model.loss(feeds, target_BL)
+    with device.forward():
+        loss = model.loss(feeds, target_BL)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimiser.step()
-    return loss.item()
+    return loss.detach()
 
 
 def batches_of(

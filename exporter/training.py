@@ -3,6 +3,7 @@
 Axes: W windows, L history length.
 """
 
+import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from exporter.checkpoint import Checkpoint
 from exporter.curves import Curves
+from exporter.device import Device
 from exporter.evaluation import ndcg, prequential, scorer_of
 from exporter.histories import Horizon, Log
 from exporter.models.base import Recommender
-from exporter.trainer import Recipe, Trainer
+from exporter.trainer import CPU, Recipe, Trainer
 
 VALIDATION_EVENTS = 20_000  # ranked after each pass; of more, so many at equal distances
 
@@ -39,10 +41,14 @@ class Course:
         return tired or epochs >= recipe.max_epochs or _left(recipe, self.seconds) <= 0
 
 
-def seed_everything(seed: int) -> None:
-    """Make torch repeatable in this process, on the CPU with the same number of threads."""
+def seed_everything(seed: int, device: Device = CPU) -> None:
+    """Make torch repeatable in this process, with the same device and, on the CPU, number of threads.
+
+    On a GPU some operations have no deterministic kernel; there torch warns, and the last bits may differ.
+    """
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
+    torch.use_deterministic_algorithms(True, warn_only=device.name != "cpu")
     # Filling costs a tenth of the time, and nothing here reads uninitialised memory. (mypy knows no such name.)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -59,6 +65,8 @@ def fit(
     tensorboard: Path | None = None,
 ) -> Course:
     """Train the model in place until validation stops improving; leave it with the weights of the best epoch.
+
+    It trains on the recipe's device, is validated on the CPU, and stands there in the end.
 
     Args:
         log: the training part; its first `split` events are fitted, the rest validates.
@@ -102,7 +110,7 @@ def fit(
                 line=f"epoch {trainer.epochs}: loss {loss:.3f}, validation NDCG@10 {course.ndcgs[-1]:.4f} "
                 f"(best: epoch {course.best}), {course.seconds:.0f} s",
             )
-    model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    model.cpu().load_state_dict(torch.load(checkpoint, weights_only=True))
     return course
 
 
@@ -116,7 +124,7 @@ def refit(
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> bool:
-    """Train a new model in place on all of the log for so many epochs.
+    """Train a new model in place on all of the log for so many epochs, and leave it on the CPU.
 
     Args:
         checkpoint, resume: as for `fit`; None keeps nothing.
@@ -147,7 +155,7 @@ def refit(
                 kept.save({"trainer": trainer.state(), "seconds": seconds})
             note = f"refit {trainer.epochs}/{epochs}"
             _tell(console, progress, note, f"{note}: loss {loss:.3f}, {seconds:.0f} s")
-    model.load_state_dict(trainer.averaged.state_dict())
+    model.cpu().load_state_dict(trainer.averaged.state_dict())
     return True
 
 

@@ -41,6 +41,7 @@ def sampled_softmax(
         copies: rows and additions [P, L]: items of the history with more to their logits than the product; they stand
             in every position's sum besides what is drawn.
     """
+    share_N = share_N.to(hidden_PD.device)
     drawn_S = torch.multinomial(share_N, count, replacement=True)
     wanted_P = (hidden_PD * F.embedding(target_P, vectors_ND)).sum(dim=-1) + bias_N[target_P]
     logits_PS = F.linear(hidden_PD, F.embedding(drawn_S, vectors_ND), bias_N[drawn_S])
