@@ -7,7 +7,14 @@ from datetime import UTC, datetime
 from pydantic_settings import BaseSettings
 from rich.console import Console
 
-from exporter.settings import CompareSettings, EvaluateSettings, QuantizeSettings, TrainSettings, VerifySettings
+from exporter.settings import (
+    CompareSettings,
+    EmbedSettings,
+    EvaluateSettings,
+    QuantizeSettings,
+    TrainSettings,
+    VerifySettings,
+)
 from stream_worker import logs
 from stream_worker.errors import SettingsError, StreamWorkerError
 from stream_worker.settings import parse_arguments
@@ -20,6 +27,7 @@ commands:
   evaluate judge the lists of a bundle, made by the worker's own code
   compare  judge two bundles on the same events
   quantize write a bundle anew with 8-bit weights and items, and say what that changes
+  embed    add the vectors of a text encoder to an items file
 
 `exporter COMMAND --help` lists the flags."""
 INTERRUPTED = "exporter: interrupted, no bundle is written; `train --resume` goes on after the last pass"
@@ -93,12 +101,20 @@ def quantize(settings: QuantizeSettings, console: Console) -> None:
     console.print(f"bundle: {bundle}")
 
 
+def embed(settings: EmbedSettings, console: Console) -> None:
+    """Add a column of text vectors to an items file."""
+    from exporter.embed import run
+
+    run(settings, console)
+
+
 COMMANDS: dict[str, tuple[type[BaseSettings], Callable[..., None]]] = {
     "train": (TrainSettings, train),
     "verify": (VerifySettings, verify),
     "evaluate": (EvaluateSettings, evaluate),
     "compare": (CompareSettings, compare),
     "quantize": (QuantizeSettings, quantize),
+    "embed": (EmbedSettings, embed),
 }
 
 

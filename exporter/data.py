@@ -160,8 +160,7 @@ def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
         DataError: the file is not readable, has no item column, or no item is left.
     """
     table = read_table(path)
-    _require(path, table, {"item": columns.item})
-    item = id_text(path, table[columns.item])
+    item = load_column(path, table, "item", columns.item)
     title = (
         id_text(path, table[columns.title]).fill_null("")
         if columns.title in table.columns
@@ -181,6 +180,16 @@ def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
     if named.height > kept.height:
         lines.append(f"  dropped {named.height - kept.height:,}: item named twice (the first is kept)")
     return kept, lines
+
+
+def load_column(path: Path, table: pl.DataFrame, meaning: str, name: str) -> pl.Series:
+    """A column of ids or titles as text.
+
+    Raises:
+        DataError: it is not there, or holds something else.
+    """
+    _require(path, table, {meaning: name})
+    return id_text(path, table[name])
 
 
 def action_codes(events: pl.DataFrame) -> dict[str, int]:

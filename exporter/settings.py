@@ -123,6 +123,26 @@ class TrainSettings(DataSettings):
     )
 
 
+class EmbedSettings(BaseSettings):
+    """Add the vectors of a sentence-transformers model to an items file, for --content-vectors."""
+
+    model_config = _CONFIG
+
+    items: Path = Field(description="Parquet, CSV or JSON lines: item, title, attributes; of a catalogue or new ones.")
+    text_encoder: Path = Field(description="Folder of a sentence-transformers model; nothing is downloaded.")
+    out: Path = Field(description="The same with the vectors: .parquet, .jsonl or .ndjson.")
+    item_column: str = Field("item", description="Column of the item in the items.")
+    title_column: str = Field("title", description="Column of the title in the items; the rest are attributes.")
+    vector_column: str = Field(
+        "text_vector", description="Column of the vectors, for --content-vectors; one of that name is replaced."
+    )
+    batch_size: int = Field(64, ge=1, le=65536, description="Texts that are encoded at once.")
+    threads: int = Field(2, ge=1, le=256, description="Threads of torch.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to encode; auto takes a GPU where there is one."
+    )
+
+
 class LiveSettings(DataSettings):
     """How lists are made and judged, by `evaluate` and `compare`."""
 

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings
 from exporter.settings import (
     CompareSettings,
     DataSettings,
+    EmbedSettings,
     EvaluateSettings,
     LiveSettings,
     QuantizeSettings,
@@ -54,6 +55,7 @@ def settings_table() -> str:
         ("`exporter evaluate`", EvaluateSettings, set(LiveSettings.model_fields)),
         ("`exporter compare A B`", CompareSettings, {*LiveSettings.model_fields, "a", "b"}),
         ("`exporter quantize BUNDLE`", QuantizeSettings, {*DataSettings.model_fields, "bundle"}),
+        ("`exporter embed`", EmbedSettings, set[str]()),
     ]
     return "\n".join(f"## {title}\n\n{_rows(cls, leave_out)}" for title, cls, leave_out in sections)
 

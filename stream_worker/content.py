@@ -95,15 +95,33 @@ class Featuriser:
         return cls(arrays["weight_W"], str(arrays["name"]), arrays["mean_V"], arrays["scale_V"])
 
 
+def text_of(title: str, attributes: Mapping[str, Any], without: str = "") -> str:
+    """An item as text for an encoder: the title, then each attribute by name; "" if there is nothing to say.
+
+    Args:
+        without: an attribute to leave out.
+    """
+    said = [(name, ", ".join(value for value in values if value)) for name, values in _facts(attributes, without)]
+    facts = [f"{name}: {values}" for name, values in sorted(said) if values]
+    return ". ".join(part for part in (title.strip(), *facts) if part)
+
+
 def _tokens(title: str, attributes: Mapping[str, Any], without: str) -> Iterator[int]:
     """Hashes of the title's words, and of each attribute with each of its values."""
     for word in _WORD.findall(title.lower()):
         yield xxhash.xxh3_64_intdigest(word.encode())
+    for name, values in _facts(attributes, without):
+        for value in values:
+            yield xxhash.xxh3_64_intdigest(f"{name}={value}".lower().encode())
+
+
+def _facts(attributes: Mapping[str, Any], without: str) -> Iterator[tuple[str, list[str]]]:
+    """Names and values as words; a list with a float in it is a vector, which says nothing in words."""
     for name, value in attributes.items():
-        if name == without or value is None:
-            continue
-        for one in value if isinstance(value, list | tuple) else [value]:
-            yield xxhash.xxh3_64_intdigest(f"{name}={one}".lower().encode())
+        values = [str(one) for one in (value if isinstance(value, list | tuple) else [value]) if one is not None]
+        is_vector = isinstance(value, list | tuple) and any(isinstance(one, float) for one in value)
+        if name != without and values and not is_vector:
+            yield name, values
 
 
 def _given(items: Sequence[Item], name: str, size: int | None) -> NDArray[np.float32]:

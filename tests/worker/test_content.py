@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream_worker.content import BUCKETS, Featuriser
+from stream_worker.content import BUCKETS, Featuriser, text_of
 from stream_worker.errors import DataError
 
 ITEMS: list[tuple[str, dict[str, Any]]] = [
@@ -59,3 +59,18 @@ def test_an_item_without_its_vector_is_named(image: Any) -> None:
     items: list[tuple[str, dict[str, Any]]] = [("first", {"image": [1.0, 2.0]}), ("second", {"image": image})]
     with pytest.raises(DataError, match="'second' has no 'image' of 2 numbers"):
         Featuriser.fit(items, "image")
+
+
+def test_the_text_of_an_item_is_the_same_whatever_the_order_and_leaves_vectors_out() -> None:
+    attributes = {"year": 1999, "colours": ["red", None, "black"], "shelf": None, "note": "", "image": [0.5, 1.0]}
+    text = "The red bicycle. colours: red, black. year: 1999"
+    assert text_of(" The red bicycle ", attributes) == text
+    assert text_of("The red bicycle", dict(reversed(attributes.items()))) == text
+    assert text_of("", {"year": 1999, "kind": "bike"}, without="year") == "kind: bike"
+    assert text_of(" ", {"shelf": None, "image": [0.5, 1.0]}) == ""
+
+
+def test_a_vector_that_is_not_the_one_asked_for_says_nothing() -> None:
+    plain = ("The saucepan", {"kind": "pan"})
+    featurise = Featuriser.fit(ITEMS)
+    assert (featurise([plain]) == featurise([("The saucepan", {"kind": "pan", "image": [0.5, 1.0]})])).all()
