@@ -11,7 +11,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.partitioner.default import murmur2
 
-from stream_worker.errors import DataError, SettingsError, TransportError
+from stream_worker.errors import DataError, SettingsError, StreamWorkerError, TransportError
 from stream_worker.settings import KafkaSettings, TopicsSettings
 
 log = structlog.get_logger(__name__)
@@ -70,8 +70,10 @@ def partition_of(key: bytes, partitions: int) -> int:
     return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
-def away(settings: KafkaSettings, error: Exception) -> TransportError:
-    """What a broker that does not answer is to the user."""
+def away(settings: KafkaSettings, error: Exception) -> StreamWorkerError:
+    """What a client that cannot connect is to the user."""
+    if isinstance(error, kafka.errors.KafkaConfigurationError):
+        return SettingsError(f"broker {settings.bootstrap}: {error}.")
     return TransportError(f"broker {settings.bootstrap}: {error}. Is it running, and the address right?")
 
 
