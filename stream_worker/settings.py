@@ -96,7 +96,9 @@ class Settings(StateSettings):
     """Consume events, publish fresh lists."""
 
     bundle: Path = Field(description="A bundle, or a directory of bundles with a current.json.")
-    client: Literal["kafka-python"] = Field("kafka-python", description="Kafka client library.")
+    client: Literal["kafka-python", "librdkafka"] = Field(
+        "kafka-python", description="Kafka client library; librdkafka is faster, and comes with the extra of its name."
+    )
     group_instance_id: str | None = Field(
         None, description="Static membership: a name that survives a restart, such as the pod's."
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import kafka
 import kafka.errors
@@ -122,11 +123,20 @@ def check_topics(settings: TopicsSettings) -> list[TopicReport]:
     return [replace(report, created=report.name in created) for report in reports]
 
 
+def admin_options(settings: KafkaSettings) -> dict[str, Any]:
+    """The admin client's settings."""
+    return {
+        "bootstrap_servers": settings.bootstrap.split(","),
+        "bootstrap_timeout_ms": TIMEOUT_MS,
+        "reconnect_backoff_max_ms": 1000,
+    }
+
+
 @contextmanager
 def admin_client(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
     """A client, whose exceptions are ours."""
     try:
-        admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap.split(","), bootstrap_timeout_ms=TIMEOUT_MS)
+        admin = KafkaAdminClient(**admin_options(settings))
     except kafka.errors.KafkaError as error:
         raise away(settings, error) from error
     try:

@@ -5,6 +5,7 @@ followed by `poll`, on the main thread, before what was fetched is used.
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from stream_worker.transports.list_producer import ListProducer
 log = structlog.get_logger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0  # of one question to the broker on the main thread
+ASK_AGAIN_S = 0.2  # after one that was not answered
 # A partition that was being read while a fetch of the others went out waits for that fetch to end: this long, if they
 # are silent. Measured at 200 events/s on two partitions: the worst second's p99 is 480 ms at 500, 125 ms at 100.
 FETCH_MAX_WAIT_MS = 100
@@ -73,6 +75,7 @@ class GroupTransport(ABC):
         self._unresolved: list[int] = []  # assigned, ends not yet asked for
         self._ours: set[int] = set()  # assigned, ends known
         self._next: dict[int, int] = {}  # those of them that deliver: the offset after the last record delivered
+        self._resolve_after = -math.inf  # monotonic
         self._held = False
         self._membership: Membership | None = None  # as it was when the last poll began to drain rebalances
         self._member_id = ""
@@ -235,10 +238,11 @@ class GroupTransport(ABC):
 
     def _resolve(self) -> list[Assigned]:
         """Ask where new partitions begin and end; those the broker does not answer for are asked again next time."""
-        if not self._unresolved:
+        if not self._unresolved or time.monotonic() < self._resolve_after:
             return []
         bounds = self._bounds(self._unresolved)
         if bounds is None:
+            self._resolve_after = time.monotonic() + ASK_AGAIN_S
             return []
         self.topic_id = bounds.topic_id or self.topic_id
         new, self._unresolved = self._unresolved, []

@@ -1,5 +1,6 @@
 """One Kafka for all scenarios, which they may stop, kill and pause, and the table at the end of `make chaos`."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from tests.chaos.arena import Arena
 from tests.chaos.proxy import Proxy
 from tests.chaos.verdict import ROWS, table
 from tests.worker.conftest import models
+from tests.worker.process import CLIENTS
 
 __all__ = ["models"]
 
+CLIENT = os.environ.get("CHAOS_CLIENT") or CLIENTS[0]  # of the scenarios that are not for both
 # The broker looks for transactions that nobody will end every 10 s; a takeover that meets one waits for so much longer.
 PROPERTIES = {
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
@@ -48,12 +51,17 @@ def chaos_broker(doors: tuple[int, int]) -> Iterator[Broker]:
 
 @pytest.fixture
 def arena(
-    chaos_broker: Broker, models: dict[str, Path], tmp_path: Path, unique: Callable[[str], str], seed: int
+    request: pytest.FixtureRequest,
+    chaos_broker: Broker,
+    models: dict[str, Path],
+    tmp_path: Path,
+    unique: Callable[[str], str],
+    seed: int,
 ) -> Iterator[Arena]:
-    """Topics of one's own on it, whatever the scenario before has done."""
+    """Topics of one's own on it, whatever the scenario before has done; its parameter is the workers' client."""
     chaos_broker.resume()
     chaos_broker.start()
-    with Arena(chaos_broker, models["popularity"], tmp_path, unique, seed) as arena:
+    with Arena(chaos_broker, models["popularity"], tmp_path, unique, seed, getattr(request, "param", CLIENT)) as arena:
         yield arena
 
 
