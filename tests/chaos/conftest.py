@@ -1,6 +1,5 @@
 """One Kafka for all scenarios, which they may stop, kill and pause, and the table at the end of `make chaos`."""
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from demo.broker import Broker, free_port
 from stream_worker.errors import SettingsError
 from tests import needs
-from tests.chaos.arena import Arena
+from tests.chaos.arena import LONG, Arena
 from tests.chaos.proxy import Proxy
 from tests.chaos.verdict import ROWS, table
 from tests.worker.conftest import models
@@ -18,7 +17,6 @@ from tests.worker.process import CLIENTS
 
 __all__ = ["models"]
 
-CLIENT = os.environ.get("CHAOS_CLIENT") or CLIENTS[0]  # of the scenarios that are not for both
 # The broker looks for transactions that nobody will end every 10 s; a takeover that meets one waits for so much longer.
 PROPERTIES = {
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
@@ -49,7 +47,7 @@ def chaos_broker(doors: tuple[int, int]) -> Iterator[Broker]:
     broker.close()
 
 
-@pytest.fixture
+@pytest.fixture(params=CLIENTS if LONG else CLIENTS[:1])
 def arena(
     request: pytest.FixtureRequest,
     chaos_broker: Broker,
@@ -61,7 +59,7 @@ def arena(
     """Topics of one's own on it, whatever the scenario before has done; its parameter is the workers' client."""
     chaos_broker.resume()
     chaos_broker.start()
-    with Arena(chaos_broker, models["popularity"], tmp_path, unique, seed, getattr(request, "param", CLIENT)) as arena:
+    with Arena(chaos_broker, models["popularity"], tmp_path, unique, seed, request.param) as arena:
         yield arena
 
 

@@ -294,6 +294,21 @@ def test_a_checkpoint_of_a_member_that_was_passed_over_is_refused(rig: Rig) -> N
 
 
 @durable
+def test_contact_with_the_group_is_not_renewed_once_it_has_thrown_us_out(rig: Rig) -> None:
+    """Without a poll: what a client's threads do meanwhile must not look like an answer."""
+    restored(rig.transport)
+    deadline = time.monotonic() + DEADLINE_S
+    while rig.transport.contact_age_s > 1:
+        assert time.monotonic() < deadline, "the group does not answer"
+        rig.transport.poll(0.05)
+    rig.expel()
+    expelled = time.monotonic()
+    while time.monotonic() - expelled < 3:  # a heartbeat, and a question
+        now = time.monotonic()
+        assert rig.transport.contact_age_s >= now - expelled
+
+
+@durable
 def test_while_held_no_events_come_and_all_else_does(rig: Rig) -> None:
     rig.transport.hold(True)
     assert restored(rig.transport) == []

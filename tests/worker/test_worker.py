@@ -37,7 +37,6 @@ def some_events(seed: int, count: int, users: int = 200) -> list[tuple[str, str]
     return [(f"u{rng.randrange(users)}", f"i{rng.randrange(60)}") for _ in range(count)]
 
 
-@both_clients
 def test_an_event_typed_by_hand_becomes_a_list(stage: Stage) -> None:
     worker = stage.worker()
     kcat, bootstrap = needs.command("kcat"), stage.broker.bootstrap
@@ -111,7 +110,6 @@ def test_a_broker_that_is_away_costs_readiness_and_nothing_else(
         assert worker.process.poll() is None
 
 
-@both_clients
 def test_rejects_go_to_their_topic_and_stop_nothing(stage: Stage) -> None:
     worker = stage.worker()
     for value in (b"{", b'{"user": "other", "item": "i1"}', b'{"user": "u1"}'):
