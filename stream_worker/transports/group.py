@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from stream_worker.errors import DataError
 from stream_worker.settings import Settings
 from stream_worker.topics import inspect, partition_of
 from stream_worker.transports.base import Assigned, Cause, Change, Delivery, Outcome, Polled, Record, Topic
@@ -84,7 +85,7 @@ class GroupTransport(ABC):
 
     def open(self) -> None:
         """See `Transport`."""
-        found = inspect(self._settings)
+        found = inspect(self._settings, self._settings.group)
         self.partitions, self.topic_id = found.partitions, found.topic_id
         self._connect()
 
@@ -205,6 +206,19 @@ class GroupTransport(ABC):
     @abstractmethod
     def _end(self, number: int) -> int | None:
         """The next offset to be written, as far as it is known without asking; None where it is not."""
+
+    def _out_of_range(self, detail: str, topic_id: str) -> DataError:
+        """The log has not the position asked for; `topic_id` is the topic's as of now."""
+        topic = self._settings.events_topic
+        if topic_id and topic_id != self.topic_id:
+            return DataError(
+                f"topic {topic!r}: it was deleted and made anew (id then {self.topic_id}, now {topic_id}). To begin "
+                "anew, name a new --state-topic and make it with `stream-worker topics --create`."
+            )
+        return DataError(
+            f"topic {topic!r}: the position to read from is not retained ({detail}). Was the topic made anew? Else "
+            "raise its retention above the longest outage."
+        )
 
     # -- following the group -------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
+    AuthorizationError,
     FencedInstanceIdError,
     KafkaError,
     NoOffsetForPartitionError,
@@ -20,9 +21,9 @@ from kafka.errors import (
 )
 from kafka.structs import MemberState
 
-from stream_worker.errors import DataError
+from stream_worker.connection import for_kafka_python
+from stream_worker.entrance import away, forbidden
 from stream_worker.settings import Settings
-from stream_worker.topics import away
 from stream_worker.transports.base import Record
 from stream_worker.transports.checkpoint_writer import instance_fenced
 from stream_worker.transports.group import (
@@ -46,7 +47,7 @@ def consumer_options(settings: Settings) -> dict[str, Any]:
     """The consumer's settings."""
     s = settings
     return {
-        "bootstrap_servers": s.bootstrap.split(","),
+        **for_kafka_python(s),
         "group_id": s.group,
         "group_instance_id": s.group_instance_id,
         "enable_auto_commit": False,
@@ -121,12 +122,11 @@ class KafkaTransport(GroupTransport):
         try:
             return self._open_consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)  # type: ignore[no-any-return]
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
-            raise DataError(
-                f"topic {self._settings.events_topic!r}: the position to read from is not retained ({error}). Was the "
-                "topic made anew? Else raise its retention above the longest outage."
-            ) from error
+            raise self._out_of_range(str(error), self._topic_id()) from error
         except FencedInstanceIdError as error:
             raise instance_fenced(self._settings) from error
+        except AuthorizationError as error:
+            raise forbidden(self._settings, error) from error
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -221,8 +221,11 @@ class KafkaTransport(GroupTransport):
         return Bounds(
             {one.partition: offset for one, offset in starts.items()},
             {one.partition: offset for one, offset in ends.items()},
-            str(consumer._cluster.topic_id(self._settings.events_topic) or ""),  # noqa: SLF001
+            self._topic_id(),
         )
+
+    def _topic_id(self) -> str:
+        return str(self._open_consumer._cluster.topic_id(self._settings.events_topic) or "")  # noqa: SLF001
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -7,6 +7,7 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from stream_worker.connection import for_kafka_python
 from stream_worker.settings import KafkaSettings
 from stream_worker.transports.base import Record
 from stream_worker.transports.changelog_reader import FETCH_BYTES, FETCH_MAX_WAIT_MS, ChangelogReader
@@ -20,7 +21,7 @@ CONNECT_TIMEOUT_MS = 2000
 def changelog_consumer_options(settings: KafkaSettings) -> dict[str, Any]:
     """The changelog consumer's settings."""
     return {
-        "bootstrap_servers": settings.bootstrap.split(","),
+        **for_kafka_python(settings),
         "bootstrap_timeout_ms": CONNECT_TIMEOUT_MS,
         "group_id": None,
         "enable_auto_commit": False,

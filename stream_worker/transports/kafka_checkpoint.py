@@ -17,6 +17,7 @@ from kafka.errors import (
     ProducerFencedError,
 )
 
+from stream_worker.connection import for_kafka_python
 from stream_worker.settings import KafkaSettings
 from stream_worker.transports.base import Cause, Change, Outcome
 from stream_worker.transports.checkpoint_writer import (
@@ -33,7 +34,7 @@ CONNECT_TIMEOUT_S = 2.0
 def checkpoint_producer_options(settings: KafkaSettings, transactional_id: str) -> dict[str, Any]:
     """The transactional producer's settings."""
     return {
-        "bootstrap_servers": settings.bootstrap.split(","),
+        **for_kafka_python(settings),
         "bootstrap_timeout_ms": int(CONNECT_TIMEOUT_S * 1000),
         "acks": "all",
         "enable_idempotence": True,

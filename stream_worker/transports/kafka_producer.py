@@ -10,8 +10,9 @@ import structlog
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
+from stream_worker.connection import for_kafka_python
+from stream_worker.entrance import away
 from stream_worker.settings import Settings
-from stream_worker.topics import away
 from stream_worker.transports.list_producer import BATCH_BYTES, ListProducer
 
 log = structlog.get_logger(__name__)
@@ -23,7 +24,7 @@ def producer_options(settings: Settings) -> dict[str, Any]:
     """The producer's settings."""
     delivery_ms = int(settings.delivery_timeout_s * 1000)
     return {
-        "bootstrap_servers": settings.bootstrap.split(","),
+        **for_kafka_python(settings),
         "acks": "all",
         "enable_idempotence": True,
         "linger_ms": 0,

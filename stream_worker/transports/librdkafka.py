@@ -14,7 +14,7 @@ import kafka.errors
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from stream_worker.errors import DataError
+from stream_worker.entrance import forbidden
 from stream_worker.settings import Settings
 from stream_worker.transports.base import Record
 from stream_worker.transports.checkpoint_writer import instance_fenced
@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 # Fresh events lie behind what was fetched of a backlog: it is taken out of the client whole, and lines up here.
 LINE_RECORDS = 20_000  # of one fetch
 FULL_RECORDS, ROOM_RECORDS = 5000, 1000  # a partition whose line is longer is not fetched, until it is so short
+FORBIDDEN = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
 MEMBERSHIP_MAGIC = b"CGMDv2:"
 
 
@@ -139,16 +140,26 @@ class LibrdkafkaTransport(GroupTransport):
         return self._watch.missing() if self._watch is not None else ()
 
     def _bounds(self, numbers: Sequence[int]) -> Bounds | None:
-        assert self._watch is not None
         consumer, patience = self._open_consumer, REQUEST_TIMEOUT_S
         try:
             bounds = {number: consumer.get_watermark_offsets(self._partition(number), patience) for number in numbers}
-            topic_id = self._watch.topic_id()
-        except (KafkaException, kafka.errors.KafkaError) as error:
+        except KafkaException as error:
             log.warning("where partitions end is not known yet, asking again", error=str(error))
+            return None
+        topic_id = self._topic_id()
+        if not topic_id:
             return None
         starts, ends = ({number: both[side] for number, both in bounds.items()} for side in (0, 1))
         return Bounds(starts, ends, topic_id)
+
+    def _topic_id(self) -> str:
+        """Empty if nobody answers."""
+        assert self._watch is not None
+        try:
+            return self._watch.topic_id()
+        except kafka.errors.KafkaError as error:
+            log.warning("the topic's id is not known yet, asking again", error=str(error))
+            return ""
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -228,12 +239,11 @@ class LibrdkafkaTransport(GroupTransport):
         error = message.error()
         assert error is not None
         if error.code() == KafkaError._AUTO_OFFSET_RESET and message.partition() in self._next:
-            raise DataError(
-                f"topic {self._settings.events_topic!r}: the position to read from is not retained ({error.str()}). "
-                "Was the topic made anew? Else raise its retention above the longest outage."
-            )
+            raise self._out_of_range(error.str(), self._topic_id())
         if error.code() in (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL):
             raise instance_fenced(self._settings)
+        if error.code() in FORBIDDEN:
+            raise forbidden(self._settings, error.str())
         log.warning("poll failed, trying again", **fields(message))
 
     def _end(self, number: int) -> int | None:

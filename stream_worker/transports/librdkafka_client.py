@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from confluent_kafka import KafkaError, KafkaException
 
+from stream_worker.connection import for_librdkafka
 from stream_worker.errors import SettingsError, StreamWorkerError, TransportError
 from stream_worker.settings import KafkaSettings
 
@@ -19,7 +20,7 @@ OLDEST_CLIENT = (2, 11)
 def client_options(settings: KafkaSettings, **more: Any) -> dict[str, Any]:
     """Settings of any client; in `more`, underscores stand for dots."""
     return {
-        "bootstrap.servers": settings.bootstrap,
+        **for_librdkafka(settings),
         "reconnect.backoff.max.ms": 1000,
         "allow.auto.create.topics": False,
         "logger": logging.getLogger("librdkafka"),  # its lines come out while the client is polled

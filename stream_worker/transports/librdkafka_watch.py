@@ -13,8 +13,9 @@ from typing import Any
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from stream_worker.entrance import away
 from stream_worker.settings import Settings
-from stream_worker.topics import admin_options, away
+from stream_worker.topics import admin_options
 from stream_worker.transports.kafka_topics import TopicWatch
 
 ASK_INTERVAL_S = 1.0
