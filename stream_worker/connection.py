@@ -1,11 +1,12 @@
 """How a client reaches the brokers: addresses, TLS and SASL, in the words of each client library."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stream_worker.settings import KafkaSettings
+if TYPE_CHECKING:
+    from stream_worker.settings import KafkaSettings
 
 
-def for_kafka_python(settings: KafkaSettings) -> dict[str, Any]:
+def for_kafka_python(settings: "KafkaSettings") -> dict[str, Any]:
     """Options of any of kafka-python's clients.
 
     Raises:
@@ -25,7 +26,7 @@ def for_kafka_python(settings: KafkaSettings) -> dict[str, Any]:
     return options
 
 
-def for_librdkafka(settings: KafkaSettings) -> dict[str, Any]:
+def for_librdkafka(settings: "KafkaSettings") -> dict[str, Any]:
     """Options of any of librdkafka's clients.
 
     Raises:

@@ -6,7 +6,7 @@ first, whose own error says more.
 
 import gc
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kafka.errors import (
     AuthorizationError,
@@ -20,13 +20,15 @@ from kafka.net.compat import KafkaNetClient
 
 from stream_worker.connection import for_kafka_python
 from stream_worker.errors import DataError, SettingsError, StreamWorkerError, TransportError
-from stream_worker.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from stream_worker.settings import KafkaSettings
 
 TIMEOUT_MS = 5000
 ACLS = "docs/operations.md, Permissions, lists what is needed"
 
 
-def knock(settings: KafkaSettings) -> None:
+def knock(settings: "KafkaSettings") -> None:
     """Connect to the first broker that answers, prove who we are, and leave. Does nothing without TLS and SASL.
 
     Raises:
@@ -62,7 +64,7 @@ async def _enter(manager: Any) -> Exception | None:
     return error
 
 
-def _reason(settings: KafkaSettings, error: Exception, recognised: bool) -> StreamWorkerError:
+def _reason(settings: "KafkaSettings", error: Exception, recognised: bool) -> StreamWorkerError:
     s = settings
     where, text = f"broker {s.bootstrap}", str(error)
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
@@ -94,7 +96,7 @@ def _mend(reason: str) -> str:
     return "Name the authority that issued it in --tls-ca-file."
 
 
-def away(settings: KafkaSettings, error: KafkaError) -> StreamWorkerError:
+def away(settings: "KafkaSettings", error: KafkaError) -> StreamWorkerError:
     """What a client that cannot connect is to the user."""
     if isinstance(error, KafkaConfigurationError):
         return SettingsError(f"broker {settings.bootstrap}: {error}.")
@@ -103,12 +105,12 @@ def away(settings: KafkaSettings, error: KafkaError) -> StreamWorkerError:
     return TransportError(f"broker {settings.bootstrap}: {error}. Is it running, and the address right?")
 
 
-def forbidden(settings: KafkaSettings, error: object) -> DataError:
+def forbidden(settings: "KafkaSettings", error: object) -> DataError:
     """What a permission that is missing is to the user."""
     what = re.sub(r"^\[Error \d+\] ", "", str(error))
     return DataError(f"broker {settings.bootstrap}: {whoever(settings)} is not allowed to: {what}. {ACLS}.")
 
 
-def whoever(settings: KafkaSettings) -> str:
+def whoever(settings: "KafkaSettings") -> str:
     """Who we are to the broker."""
     return f"user {settings.sasl_username!r}" if settings.sasl_username else "we"

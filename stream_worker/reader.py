@@ -14,7 +14,7 @@ read; `latest` looks at what they have read, and may be called from other thread
 
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 import structlog
@@ -26,7 +26,9 @@ from stream_worker.connection import for_kafka_python
 from stream_worker.entrance import knock
 from stream_worker.errors import DataError, SettingsError, TransportError
 from stream_worker.messages import SCHEMA, TopK, decode_list
-from stream_worker.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from stream_worker.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
@@ -127,7 +129,7 @@ class Recommendations:
         self._consumer: KafkaConsumer | None = None
 
     @classmethod
-    def from_settings(cls, settings: KafkaSettings, **options: Any) -> Self:
+    def from_settings(cls, settings: "KafkaSettings", **options: Any) -> Self:
         """As a worker reaches the brokers: `KafkaSettings()` takes the address, the topic, TLS and SASL from the
         same environment variables.
         """
