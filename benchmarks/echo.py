@@ -24,6 +24,7 @@ from stream_worker.transports.librdkafka_record import take
 READY = "ready"
 COMMIT_INTERVAL_S = 1.0
 JOIN_POLL_MS, JOIN_POLLS = 500, 3
+JOIN_TIMEOUT_S = 5.0
 
 
 def answer(offset: int, size: int) -> bytes:
@@ -107,12 +108,11 @@ class LibrdkafkaEcho:
     """See `Echo`."""
 
     def __init__(self, settings: Settings, out: str, size: int) -> None:
-        options = librdkafka.consumer_options(settings) | {"auto.offset.reset": "latest"}
-        self._consumer = confluent_kafka.Consumer(options)
+        self._consumer = confluent_kafka.Consumer(librdkafka.consumer_options(settings))
         self._producer = confluent_kafka.Producer(librdkafka_producer.producer_options(settings))
         self._poll_timeout_s = settings.poll_timeout_s
         self._most = settings.max_poll_records
-        self._consumer.subscribe([settings.events_topic])
+        self._consumer.subscribe([settings.events_topic], on_assign=self._on_assign)
         self._out = out
         self._size = size
         self._stopping = False
@@ -129,7 +129,6 @@ class LibrdkafkaEcho:
         records: list[Any] = []
         while not self._stopping and place not in consumer.assignment():
             records += take(consumer, self._most, self._poll_timeout_s)
-        place.offset = consumer.get_watermark_offsets(place, JOIN_POLL_MS / 1000)[1]
         print(READY, flush=True)
         committed_at = time.monotonic()
         while not self._stopping:
@@ -139,7 +138,7 @@ class LibrdkafkaEcho:
                 place.offset = record.offset() + 1
             records.clear()
             producer.poll(0)
-            if time.monotonic() - committed_at >= COMMIT_INTERVAL_S:
+            if place.offset >= 0 and time.monotonic() - committed_at >= COMMIT_INTERVAL_S:
                 committed_at = time.monotonic()
                 consumer.commit(offsets=[place], asynchronous=True)
         return producer.flush(10) == 0 and not self._failed
@@ -147,6 +146,11 @@ class LibrdkafkaEcho:
     def close(self) -> None:
         """See `Echo`."""
         self._consumer.close()
+
+    def _on_assign(self, consumer: confluent_kafka.Consumer, partitions: list[confluent_kafka.TopicPartition]) -> None:
+        for one in partitions:  # the end as of now: "latest" would be looked up at some later moment
+            one.offset = consumer.get_watermark_offsets(one, JOIN_TIMEOUT_S)[1]
+        consumer.incremental_assign(partitions)
 
     def _note(self, error: object, _message: object) -> None:
         self._failed = self._failed or error is not None
