@@ -20,11 +20,11 @@ COPY pyproject.toml uv.lock ./
 # The dependencies, one stage a target: they change seldom, so their large layer is seldom pushed anew.
 FROM build AS worker-dependencies
 RUN --mount=type=cache,target=/var/cache/uv \
-    uv sync --frozen --no-dev --no-install-project
+    uv sync --frozen --no-dev --no-install-project --extra librdkafka
 
 FROM build AS worker-gpu-dependencies
 RUN --mount=type=cache,target=/var/cache/uv \
-    uv sync --frozen --no-dev --no-install-project --extra gpu
+    uv sync --frozen --no-dev --no-install-project --extra gpu --extra librdkafka
 
 FROM build AS exporter-dependencies
 RUN --mount=type=cache,target=/var/cache/uv \

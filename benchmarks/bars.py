@@ -12,10 +12,11 @@ from typing import Any
 
 from benchmarks import bundles, figures
 from benchmarks.arena import Arena, Size, Turn, Turns
-from benchmarks.contenders import echo, place, worker
+from benchmarks.contenders import CLIENTS, echo, place, worker
 from benchmarks.load import ZIPF, Load
 from stream_worker.manifest import read_manifest
 
+SECOND = "-rdk"  # what runs through librdkafka
 THROUGHPUT_BAR, P99_BAR = 0.35, 3.0
 SMOKE = Size(
     users=200, fill_each=3, warm_up=300, backlog=1500, rate=100, paced_s=1, paced_warm_up_s=0.2, repeats=1,
@@ -39,12 +40,21 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
         workers = [worker(here, bundle, checkpoint_interval_s=size.checkpoint_interval_s)]
         if options.beside is not None:
             workers.append(worker(here, bundle, "beside", options.beside))
+        if options.both_clients:
+            workers.append(
+                worker(
+                    here, bundle, f"worker{SECOND}", checkpoint_interval_s=size.checkpoint_interval_s,
+                    flags=["--client", CLIENTS[1]],
+                )
+            )  # fmt: skip
         say(f"making the histories of {size.users:,} users")
         arena.fill(size.users, size.fill_each, as_events=any(one.state_topic is None for one in workers))
         say("starting the worker")
         entrants = [arena.enter(one) for one in workers]
         list_bytes = _list_bytes(arena.backlog(size.warm_up, entrants[:1]))
         entrants.insert(1, arena.enter(echo(here, list_bytes)))
+        if options.both_clients:
+            entrants.append(arena.enter(echo(here, list_bytes, f"echo{SECOND}", CLIENTS[1])))
         turns = arena.compete(entrants, size, say)
     return _result(turns, size, bundle, options.seed)
 
@@ -61,6 +71,13 @@ def _result(turns: Turns, size: Size, bundle: Path, seed: int) -> dict[str, Any]
         "throughput_vs_echo": figures.ratio(backlog, "events_per_s", "worker", "echo", at_least=THROUGHPUT_BAR),
         "p99_vs_echo": figures.ratio(paced, "p99_ms", "worker", "echo", at_most=P99_BAR),
     }
+    if f"worker{SECOND}" in backlog:
+        ours, its = f"worker{SECOND}", f"echo{SECOND}"
+        bars["throughput_vs_echo_librdkafka"] = figures.ratio(backlog, "events_per_s", ours, its)
+        bars["p99_vs_echo_librdkafka"] = figures.ratio(paced, "p99_ms", ours, its)
+        bars["throughput_of_clients"] = figures.ratio(backlog, "events_per_s", ours, "worker")
+        bars["p99_of_clients"] = figures.ratio(paced, "p99_ms", ours, "worker")
+        bars["paced_cpu_of_clients"] = figures.ratio(paced, "cpu_us_per_event", ours, "worker")
     if "beside" in backlog:
         bars["throughput_vs_beside"] = figures.ratio(backlog, "events_per_s", "worker", "beside")
         bars["cpu_vs_beside"] = figures.ratio(backlog, "cpu_us_per_event", "worker", "beside")

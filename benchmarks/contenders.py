@@ -41,6 +41,7 @@ TOTALS = (
     "evicted_total",
 )  # all that are looked at
 DEFAULT_INTERVAL_S: float = Settings.model_fields["checkpoint_interval_s"].default
+CLIENTS = ("kafka-python", "librdkafka")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -260,11 +261,12 @@ def worker(
     return WorkerContender(name, command, topic, place.folder, code, state_topic, checkpoint_interval_s)
 
 
-def echo(place: Place, size: int) -> Contender:
+def echo(place: Place, size: int, name: str = "echo", client: str = CLIENTS[0]) -> Contender:
     """One echo, whose records have `size` bytes."""
-    topic = place.topic("echo")
+    topic = place.topic(name)
     command = [
         sys.executable, "-m", "benchmarks.echo", "--bootstrap", place.bootstrap, "--events-topic", place.topic(EVENTS),
         "--out-topic", topic, "--group", topic, "--bytes", str(size), "--session-timeout-s", str(SESSION_TIMEOUT_S),
+        "--client", client,
     ]  # fmt: skip
-    return Contender("echo", command, topic, place.folder)
+    return Contender(name, command, topic, place.folder)

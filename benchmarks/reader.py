@@ -12,7 +12,8 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from stream_worker.settings import Settings
-from stream_worker.transports.kafka import RESTORE_RECORDS, consumer_options
+from stream_worker.transports.group import RESTORE_RECORDS
+from stream_worker.transports.kafka import consumer_options
 from stream_worker.transports.kafka_changelog import changelog_consumer_options
 
 NO_GROUP = {"group_id": None, "group_instance_id": None, "auto_offset_reset": "earliest"}

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--users", type=int, help="restore: how many (1,000,000); catch-up (20,000)")
     parser.add_argument("--bundle", type=Path, help="what is served (.demo/models, else a synthetic one)")
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="a broker that runs (starts one of its own)")
+    parser.add_argument("--both-clients", action="store_true", help="bars: also worker and echo through librdkafka")
     parser.add_argument(
         "--beside", type=Path, metavar="CHECKOUT", help="bars, restore: also the worker of this checkout"
     )

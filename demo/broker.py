@@ -17,6 +17,8 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Self
 
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "kafka"
 CONFIG = ROOT / "scripts" / "kafka"
 HOST = "127.0.0.1"
+SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 CLUSTER_ID = "c3RyZWFtLXdvcmtlci1kZQ"  # any base64 of 16 bytes
 
 
@@ -53,6 +56,57 @@ def port_in_use(port: int) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Door:
+    """A listener with TLS, SASL and Kafka's authorizer.
+
+    Attributes:
+        keystore: a private key and its certificate, PEM in one file.
+        users: passwords by name; PLAIN and SCRAM know them all. None has any permission before it is granted.
+        client_ca: certificates that clients' must come from, if they show one.
+    """
+
+    keystore: Path
+    users: Mapping[str, str]
+    client_ca: Path
+    port: int = field(default_factory=free_port)
+
+    def properties(self) -> dict[str, str]:
+        """Kafka's settings."""
+        plain = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        users = " ".join(f'user_{name}="{password}"' for name, password in self.users.items())
+        own = {
+            "sasl.enabled.mechanisms": ",".join(("PLAIN", *SCRAM)),
+            "plain.sasl.jaas.config": f"{plain} {users};",
+            **{f"{name.lower()}.sasl.jaas.config": scram for name in SCRAM},
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": self.keystore.as_posix(),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": self.client_ca.as_posix(),
+            "ssl.client.auth": "requested",
+        }
+        return {
+            "listeners": f"PLAINTEXT://{{host}}:{{port}},CONTROLLER://{{host}}:{{controller_port}},"
+            f"SECURE://{{host}}:{self.port}",
+            "advertised.listeners": f"PLAINTEXT://{{host}}:{{port}},SECURE://{{host}}:{self.port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+            **{f"listener.name.secure.{name}": value for name, value in own.items()},
+        }
+
+    def format_options(self) -> list[str]:
+        """Of the storage tool: SCRAM's users are part of the log."""
+        return [
+            option
+            for mechanism in SCRAM
+            for name, password in self.users.items()
+            for option in ("--add-scram", f"{mechanism}=[name={name},password={password}]")
+        ]
+
+
 class Broker:
     """One KRaft node; `with Broker() as broker:` starts it and cleans up after it."""
 
@@ -62,12 +116,14 @@ class Broker:
         port: int | None = None,
         jvm_options: list[str] | None = None,
         properties: dict[str, str] | None = None,
+        door: "Door | None" = None,
     ) -> None:
         """Choose folder and ports; nothing is started.
 
         Without `data`, a temporary folder; with it, the folder is kept, and a later Broker on it finds its
         topics again. After `kill` or `stop`, `start` brings this one back on the same ports and data.
-        `properties` are further settings of Kafka's, which win over the template's.
+        `properties` are further settings of Kafka's, which win over the template's. `door` is a second way in, with
+        TLS, passwords and ACLs; who comes in by the first may do everything.
         """
         self._temporary = data is None
         folder = data or Path(tempfile.gettempdir()) / f"stream-worker-kafka-{uuid.uuid4().hex}"
@@ -76,12 +132,19 @@ class Broker:
         self._controller_port = 0
         self._jvm_options = jvm_options
         self._properties = properties or {}
+        self._door = door
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap(self) -> str:
         """The address for `--bootstrap`."""
         return f"{HOST}:{self.port}"
+
+    @property
+    def secure_bootstrap(self) -> str:
+        """The address of the second way in."""
+        assert self._door is not None, "it has none"
+        return f"{HOST}:{self._door.port}"
 
     @property
     def log(self) -> Path:
@@ -179,13 +242,15 @@ class Broker:
         config = self.data / "server.properties"
         template = (CONFIG / "server.properties").read_text()
         ports = {"port": self.port, "controller_port": self._controller_port}
-        template += "".join(f"{name}={value}\n" for name, value in self._properties.items())
+        properties = (self._door.properties() if self._door else {}) | self._properties
+        template += "".join(f"{name}={value}\n" for name, value in properties.items())
         config.write_text(template.format(host=HOST, data=self.data.as_posix(), **ports))
         return config
 
     def _format(self, java: list[str], config: Path, log: IO[bytes], deadline: float) -> None:
         command = [*java, *self._options(), "kafka.tools.StorageTool"]
         command += ["format", "--cluster-id", CLUSTER_ID, "--config", str(config)]
+        command += self._door.format_options() if self._door else []
         log_start = log.tell()
         try:
             done = subprocess.run(

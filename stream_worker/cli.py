@@ -24,6 +24,7 @@ from stream_worker.settings import (
 
 if TYPE_CHECKING:
     from stream_worker.bundle import Bundle
+    from stream_worker.transports.base import Transport
 
 PROG = "stream-worker"
 
@@ -34,10 +35,10 @@ def run(argv: Sequence[str]) -> None:
     """Consume events, publish fresh lists, until SIGTERM."""
     settings = _settings(Settings, argv, "run")
     from stream_worker.metrics import Metrics
-    from stream_worker.transports.kafka import KafkaTransport
     from stream_worker.worker import Worker
 
-    Worker(settings, _bundle(settings), KafkaTransport(settings), Metrics()).run()
+    transport = _transport(settings)
+    Worker(settings, _bundle(settings), transport, Metrics()).run()
 
 
 def replay(argv: Sequence[str]) -> None:
@@ -138,6 +139,24 @@ def _settings(cls: type[T], argv: Sequence[str], command: str) -> T:
     logs.configure(settings.log_level, settings.log_format)
     structlog.get_logger(__name__).debug("settings", **settings.model_dump(mode="json"))
     return settings
+
+
+def _transport(settings: Settings) -> "Transport":
+    """Kafka, through the client that is asked for."""
+    if settings.client == "kafka-python":
+        from stream_worker.transports.kafka import KafkaTransport
+
+        return KafkaTransport(settings)
+    try:
+        import confluent_kafka  # noqa: F401 - so that no other failed import is taken for this one
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "--client librdkafka: the package confluent-kafka is not installed. It comes with an extra: "
+            "`pip install 'stream-worker[librdkafka]'`."
+        ) from error
+    from stream_worker.transports.librdkafka import LibrdkafkaTransport
+
+    return LibrdkafkaTransport(settings)
 
 
 def _bundle(settings: Settings) -> "Bundle":

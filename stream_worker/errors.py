@@ -1,9 +1,9 @@
 """What can go wrong, and whose it is to mend.
 
     StreamWorkerError          exit 1   a bug, if it ever reaches the user as it is
-    ├── SettingsError          exit 2   a setting, flag or argument is wrong
+    ├── SettingsError          exit 2   a setting, flag or argument is wrong; or the brokers do not let us in by it
     ├── BundleError            exit 3   the model directory or the device is not usable
-    ├── DataError              exit 4   topics or input files are not as required
+    ├── DataError              exit 4   topics, permissions on them, or input files are not as required
     ├── FencedError            exit 5   another worker has taken over
     ├── TransportError         -        the broker is away; retriable
     └── RejectedEventError     -        one event is not well formed; it goes to events.rejected

@@ -45,7 +45,8 @@ def configure(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # The client's INFO is chatter, and its DEBUG prints keys and values, which are people's.
-    logging.getLogger("kafka").setLevel(max(logging.WARNING, root.level))
-    # It warns whenever the machine was busy for a tenth of a second.
+    # The clients' INFO is chatter, and their DEBUG prints keys and values, which are people's.
+    for client in ("kafka", "librdkafka"):
+        logging.getLogger(client).setLevel(max(logging.WARNING, root.level))
+    # kafka-python's warns whenever the machine was busy for a tenth of a second.
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)

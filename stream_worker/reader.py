@@ -14,7 +14,7 @@ read; `latest` looks at what they have read, and may be called from other thread
 
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 import structlog
@@ -22,8 +22,13 @@ import xxhash
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from stream_worker.connection import for_kafka_python
+from stream_worker.entrance import knock
 from stream_worker.errors import DataError, SettingsError, TransportError
 from stream_worker.messages import SCHEMA, TopK, decode_list
+
+if TYPE_CHECKING:
+    from stream_worker.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
@@ -112,27 +117,42 @@ class Recommendations:
         bootstrap: Kafka brokers, host:port, comma-separated.
         topic: the recommendations topic. Its partitions must stay as many as they are: a list in a new partition
             would have no order with the tombstones in an old one.
-        options: further settings of `kafka.KafkaConsumer`, such as its security.
+        options: further settings of `kafka.KafkaConsumer`.
     """
 
     def __init__(self, bootstrap: str = "localhost:9092", topic: str = "recommendations", **options: Any) -> None:
         self._bootstrap = bootstrap
         self._topic = topic
         self._options = options
+        self._settings: KafkaSettings | None = None
         self._newest = Newest()
         self._consumer: KafkaConsumer | None = None
+
+    @classmethod
+    def from_settings(cls, settings: "KafkaSettings", **options: Any) -> Self:
+        """As a worker reaches the brokers: `KafkaSettings()` takes the address, the topic, TLS and SASL from the
+        same environment variables.
+        """
+        lists = cls(settings.bootstrap, settings.recommendations_topic, **options)
+        lists._settings = settings
+        return lists
 
     def __enter__(self) -> Self:
         """Connect.
 
         Raises:
             TransportError: the broker does not answer.
-            DataError: there is no such topic.
+            SettingsError: it does not let us in.
+            DataError: there is no such topic, or we may not read it.
         """
+        connection = {"bootstrap_servers": self._bootstrap.split(",")}
+        if self._settings is not None:
+            knock(self._settings)
+            connection = for_kafka_python(self._settings)
         try:
             consumer = KafkaConsumer(
                 **{
-                    "bootstrap_servers": self._bootstrap.split(","),
+                    **connection,
                     "bootstrap_timeout_ms": CONNECT_TIMEOUT_MS,
                     "group_id": None,
                     "enable_auto_commit": False,
@@ -148,7 +168,7 @@ class Recommendations:
         partitions = [TopicPartition(self._topic, number) for number in consumer.partitions_for_topic(self._topic)]
         if not partitions:
             consumer.close()
-            raise DataError(f"broker {self._bootstrap}: there is no topic {self._topic!r}.")
+            raise DataError(f"broker {self._bootstrap}: there is no topic {self._topic!r} that we may see.")
         consumer.assign(partitions)
         self._consumer = consumer
         return self

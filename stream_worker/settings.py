@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import DirectoryPath, Field, ValidationError, field_validator, model_validator
+from pydantic import DirectoryPath, Field, FilePath, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from pydantic_settings import SettingsError as ParseError
 
@@ -35,6 +35,24 @@ class KafkaSettings(BaseSettings):
     )
 
     bootstrap: str = Field("localhost:9092", description="Kafka brokers, host:port, comma-separated.")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="SSL: encrypted; SASL: with a username and password."
+    )
+    tls_ca_file: FilePath | None = Field(
+        None, description="Certificates (PEM) that the brokers' must come from; default the system's."
+    )
+    tls_cert_file: FilePath | None = Field(None, description="Our own certificate (PEM), where brokers ask for one.")
+    tls_key_file: FilePath | None = Field(None, description="Its private key (PEM), not encrypted.")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="How the password is shown to the broker."
+    )
+    sasl_username: str | None = Field(None, min_length=1, description="Who we are to the brokers.")
+    sasl_password: SecretStr | None = Field(
+        None, min_length=1, description="The password; from the environment alone, a flag is refused."
+    )
+    sasl_password_file: FilePath | None = Field(
+        None, description="File that holds the password and nothing else, such as a mounted secret."
+    )
     events_topic: str = Field("events", description="Topic of clicks and views, keyed by user.")
     recommendations_topic: str = Field("recommendations", description="Topic of the lists, keyed by user, compacted.")
     state_topic: str = Field(
@@ -52,6 +70,42 @@ class KafkaSettings(BaseSettings):
         if not all(re.fullmatch(r"\S+:\d{1,5}", address) for address in value.split(",")):
             raise ValueError("it should be host:port, or several, comma-separated")
         return value
+
+    @model_validator(mode="after")
+    def _secrets_have_a_use(self) -> Self:
+        tls, sasl = self.security_protocol.endswith("SSL"), self.security_protocol.startswith("SASL")
+        if not tls and (self.tls_ca_file or self.tls_cert_file or self.tls_key_file):
+            raise ValueError(f"a tls_… file is set, but security_protocol is {self.security_protocol}: nothing uses it")
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError("tls_cert_file and tls_key_file go together")
+        if not sasl and (self.sasl_username or self.sasl_password or self.sasl_password_file):
+            raise ValueError(f"a sasl_… is set, but security_protocol is {self.security_protocol}: nothing uses it")
+        if sasl and not self.sasl_username:
+            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_username")
+        if sasl and bool(self.sasl_password) == bool(self.sasl_password_file):
+            raise ValueError(
+                f"security_protocol {self.security_protocol} needs the password in {PREFIX}SASL_PASSWORD, or "
+                "sasl_password_file, and not both"
+            )
+        return self
+
+    @property
+    def password(self) -> str:
+        """The password, read anew: a secret that is mounted may have changed.
+
+        Raises:
+            SettingsError: the file cannot be read, or is empty.
+        """
+        if self.sasl_password is not None:
+            return self.sasl_password.get_secret_value()
+        assert self.sasl_password_file is not None, "validated"
+        try:
+            found = self.sasl_password_file.read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"--sasl-password-file {self.sasl_password_file}: {error}.") from error
+        if not found:
+            raise SettingsError(f"--sasl-password-file {self.sasl_password_file}: is empty.")
+        return found
 
 
 class EventSettings(KafkaSettings):
@@ -96,7 +150,9 @@ class Settings(StateSettings):
     """Consume events, publish fresh lists."""
 
     bundle: Path = Field(description="A bundle, or a directory of bundles with a current.json.")
-    client: Literal["kafka-python"] = Field("kafka-python", description="Kafka client library.")
+    client: Literal["kafka-python", "librdkafka"] = Field(
+        "kafka-python", description="Kafka client library; librdkafka is faster, and comes with the extra of its name."
+    )
     group_instance_id: str | None = Field(
         None, description="Static membership: a name that survives a restart, such as the pod's."
     )
@@ -246,6 +302,11 @@ def parse_arguments(cls: type[S], argv: Sequence[str], prog: str) -> S:
     Raises:
         SettingsError: a flag or variable is unknown, absent or out of range; the message names each.
     """
+    if any(re.match(r"--sasl[-_]password(=|$)", argument) for argument in argv):
+        raise SettingsError(
+            "--sasl-password: a password on the command line can be read by everybody on the machine. Set "
+            f"{PREFIX}SASL_PASSWORD or --sasl-password-file."
+        )
     try:
         return cls(_cli_parse_args=list(argv), _cli_prog_name=prog)
     except ParseError as error:
@@ -283,4 +344,5 @@ def _describe(loc: tuple[str | int, ...], message: str, value: object, prefix: s
     flag = f"--{name.replace('_', '-')} ({prefix}{name.upper()})"
     if message == "Field required":
         return f"{flag} is required"
-    return f"{flag}: {message[:1].lower()}{message[1:]}, not {value!r}"
+    shown = "" if "password" in name else f", not {value!r}"
+    return f"{flag}: {message[:1].lower()}{message[1:]}{shown}"

@@ -1,8 +1,9 @@
 """The topics that a deployment needs: check them, create those that are missing."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import kafka
 import kafka.errors
@@ -11,7 +12,9 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.partitioner.default import murmur2
 
-from stream_worker.errors import DataError, SettingsError, TransportError
+from stream_worker.connection import for_kafka_python
+from stream_worker.entrance import ACLS, away, knock, whoever
+from stream_worker.errors import DataError, SettingsError
 from stream_worker.settings import KafkaSettings, TopicsSettings
 
 log = structlog.get_logger(__name__)
@@ -28,11 +31,13 @@ class TopicSpec:
     """What a topic must look like; `configs` are checked, and set at creation.
 
     compacted: whether a worker refuses the topic if it is not.
+    operations: what a worker does with it, in the words of Kafka's authorizer.
     """
 
     name: str
     configs: dict[str, str] = field(default_factory=dict)
     compacted: bool = False
+    operations: tuple[str, ...] = ("WRITE",)
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,17 @@ class TopicReport:
     created: bool = False
     problem: str = ""
     fatal: bool = False  # whether a worker refuses it
+    lacking: tuple[str, ...] = ()  # permissions that a worker needs, and we have not
 
 
 def specifications(settings: KafkaSettings) -> list[TopicSpec]:
     """The topics and their settings (docs/formats.md), the events first."""
     return [
-        TopicSpec(settings.events_topic, {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}),
+        TopicSpec(
+            settings.events_topic,
+            {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"},
+            operations=("READ",),
+        ),
         TopicSpec(
             settings.recommendations_topic,
             # The broker refuses a list that a stalled worker handed over before it stalled (docs/guarantees.md, 8).
@@ -60,7 +70,7 @@ def specifications(settings: KafkaSettings) -> list[TopicSpec]:
                 "message.timestamp.before.max.ms": str(MAX_LIST_AGE_MS),
             },
         ),
-        TopicSpec(settings.state_topic, {"cleanup.policy": "compact"}, compacted=True),
+        TopicSpec(settings.state_topic, {"cleanup.policy": "compact"}, compacted=True, operations=("READ", "WRITE")),
         TopicSpec(settings.rejected_topic, {"cleanup.policy": "delete"}),
     ]
 
@@ -70,18 +80,17 @@ def partition_of(key: bytes, partitions: int) -> int:
     return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
-def away(settings: KafkaSettings, error: Exception) -> TransportError:
-    """What a broker that does not answer is to the user."""
-    return TransportError(f"broker {settings.bootstrap}: {error}. Is it running, and the address right?")
+def inspect(settings: KafkaSettings, group: str | None = None) -> TopicReport:
+    """Look at the topics before anything starts on them. Returns the events topic's report; warns of what is not fatal.
 
-
-def inspect(settings: KafkaSettings) -> TopicReport:
-    """Look at the topics before a worker starts on them. Returns the events topic's report; warns of what is not fatal.
+    Args:
+        settings: where.
+        group: a worker's; with it, the permissions that a worker needs are looked at, too.
 
     Raises:
         SettingsError: the Kafka client is too old.
         TransportError: the broker does not answer.
-        DataError: a topic is missing, or would make states wrong later.
+        DataError: a topic is missing, or would make states wrong later; or a permission is missing.
     """
     if tuple(int(part) for part in kafka.__version__.split(".")[:3]) < OLDEST_CLIENT:
         oldest = ".".join(map(str, OLDEST_CLIENT))
@@ -91,6 +100,13 @@ def inspect(settings: KafkaSettings) -> TopicReport:
         )
     with admin_client(settings) as admin:
         reports = [_check(admin, spec) for spec in specifications(settings)]
+        lacking = [] if group is None else _lacking_on_group(admin, group)
+    if group is not None:
+        lacking += [f"{name} on topic {report.name!r}" for report in reports for name in report.lacking]
+    if lacking:
+        raise DataError(
+            f"broker {settings.bootstrap}: {whoever(settings)} lacks the permission {', '.join(lacking)}. {ACLS}."
+        )
     problems = [f"{report.name}: {report.problem}" for report in reports if report.fatal]
     if problems:
         raise DataError(f"broker {settings.bootstrap}: {'; '.join(problems)}. See docs/formats.md, Topics.")
@@ -107,6 +123,18 @@ def inspect(settings: KafkaSettings) -> TopicReport:
     return events
 
 
+def _lacking_on_group(admin: KafkaAdminClient, group: str) -> list[str]:
+    """What we may not do with the group, and must."""
+    try:
+        found = admin.describe_groups([group], include_authorized_operations=True)[group]
+    except kafka.errors.GroupAuthorizationFailedError:
+        return [f"READ on group {group!r}"]
+    except kafka.errors.KafkaError:
+        return []  # a cluster that never had a group needs a moment for its first; it will be asked to join soon
+    allowed = found.get("authorized_operations")
+    return [f"READ on group {group!r}"] if allowed and "READ" not in allowed else []
+
+
 def check_topics(settings: TopicsSettings) -> list[TopicReport]:
     """Compare the topics with what is required; with `settings.create`, make those that are missing.
 
@@ -120,17 +148,27 @@ def check_topics(settings: TopicsSettings) -> list[TopicReport]:
     return [replace(report, created=report.name in created) for report in reports]
 
 
+def admin_options(settings: KafkaSettings) -> dict[str, Any]:
+    """The admin client's settings."""
+    return {
+        **for_kafka_python(settings),
+        "bootstrap_timeout_ms": TIMEOUT_MS,
+        "reconnect_backoff_max_ms": 1000,
+    }
+
+
 @contextmanager
 def admin_client(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
     """A client, whose exceptions are ours."""
+    knock(settings)
     try:
-        admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap.split(","), bootstrap_timeout_ms=TIMEOUT_MS)
+        admin = KafkaAdminClient(**admin_options(settings))
     except kafka.errors.KafkaError as error:
         raise away(settings, error) from error
     try:
         yield admin
     except kafka.errors.KafkaError as error:
-        if error.retriable:
+        if error.retriable or isinstance(error, kafka.errors.AuthorizationError):
             raise away(settings, error) from error
         raise DataError(f"topics on {settings.bootstrap}: {type(error).__name__}: {error}") from error
     finally:
@@ -139,13 +177,10 @@ def admin_client(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
 
 def _create(admin: KafkaAdminClient, settings: TopicsSettings) -> set[str]:
     """Make what is missing; returns the names. The state topic gets as many partitions as the events have."""
-    existing = set(admin.list_topics())
     created = set()
-    partitions = settings.partitions
-    if settings.events_topic in existing:
-        partitions = _describe(admin, settings.events_topic)[0]
+    partitions = _describe(admin, settings.events_topic).partitions or settings.partitions
     for spec in specifications(settings):
-        if spec.name not in existing:
+        if not _describe(admin, spec.name).partitions:
             options = {
                 "num_partitions": partitions if spec.name == settings.state_topic else settings.partitions,
                 "replication_factor": settings.replication_factor,
@@ -157,21 +192,25 @@ def _create(admin: KafkaAdminClient, settings: TopicsSettings) -> set[str]:
 
 
 def _check(admin: KafkaAdminClient, spec: TopicSpec) -> TopicReport:
-    partitions, topic_id = _describe(admin, spec.name)
+    partitions, topic_id, allowed = _describe(admin, spec.name)
+    if "DESCRIBE" not in allowed:
+        return TopicReport(
+            spec.name, 0, problem="we lack the permission DESCRIBE on it", fatal=True, lacking=spec.operations
+        )
     if not partitions:
         return TopicReport(spec.name, 0, problem="missing: run `stream-worker topics --create`", fatal=True)
-    try:
-        found = _configs(admin, spec)
-    except kafka.errors.AuthorizationError as error:
-        problem = f"its settings cannot be read ({type(error).__name__}): grant DescribeConfigs, or check them by hand"
-        return TopicReport(spec.name, partitions, topic_id, problem=problem)
+    lacking = tuple(name for name in spec.operations if name not in allowed)
+    found = _configs(admin, spec)
+    if not found:
+        problem = "its settings cannot be read: grant DESCRIBE_CONFIGS, or check them by hand"
+        return TopicReport(spec.name, partitions, topic_id, problem=problem, lacking=lacking)
     wrong = [
         f"{name} is {found.get(name)}, not {value}"
         for name, value in spec.configs.items()
         if not _meets(found, name, value)
     ]
     fatal = spec.compacted and "compact" not in found.get("cleanup.policy", "")
-    return TopicReport(spec.name, partitions, topic_id, problem="; ".join(wrong), fatal=fatal)
+    return TopicReport(spec.name, partitions, topic_id, problem="; ".join(wrong), fatal=fatal, lacking=lacking)
 
 
 def _meets(found: dict[str, str], name: str, wanted: str) -> bool:
@@ -180,16 +219,32 @@ def _meets(found: dict[str, str], name: str, wanted: str) -> bool:
     return found.get(name) == wanted
 
 
-def _describe(admin: KafkaAdminClient, name: str) -> tuple[int, str]:
-    """Partitions and id of a topic; 0 if there is none."""
-    if name not in admin.list_topics():
-        return 0, ""
-    topic = admin.describe_topics([name])[0]
-    return len(topic["partitions"]), str(topic["topic_id"])
+class _Described(NamedTuple):
+    """A topic: 0 partitions if there is none; `allowed` names what we may do with it."""
+
+    partitions: int
+    topic_id: str
+    allowed: Collection[str]
+
+
+def _describe(admin: KafkaAdminClient, name: str) -> _Described:
+    (topic,) = admin.describe_topics([name])
+    error = kafka.errors.for_code(topic["error_code"])
+    if error is kafka.errors.TopicAuthorizationFailedError:
+        return _Described(0, "", ())
+    if error is kafka.errors.UnknownTopicOrPartitionError:
+        return _Described(0, "", ("DESCRIBE",))
+    if error is not kafka.errors.NoError:
+        raise error(name)
+    return _Described(len(topic["partitions"]), str(topic["topic_id"]), topic["authorized_operations"])
 
 
 def _configs(admin: KafkaAdminClient, spec: TopicSpec) -> dict[str, str]:
+    """Those that matter; none if we may not read them."""
     resource = ConfigResource(ConfigResourceType.TOPIC, spec.name)
-    found = admin.describe_configs([resource], config_filter="all")
+    try:
+        found = admin.describe_configs([resource], config_filter="all")
+    except kafka.errors.AuthorizationError:
+        return {}
     configs: dict[str, dict[str, str]] = next(iter(found.values()))[spec.name]
     return {name: configs[name]["value"] for name in spec.configs if name in configs}

@@ -30,7 +30,7 @@ def pytest_report_header() -> str:
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"broker", "own_broker"} & set(getattr(item, "fixturenames", ())):
+        if {"broker", "own_broker", "fortress"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("kafka")
 
 
@@ -46,7 +46,8 @@ def unique() -> Callable[[str], str]:
     return lambda prefix: f"{prefix}-{uuid.uuid4().hex[:8]}"
 
 
-def _start(broker: Broker) -> Broker:
+def start(broker: Broker) -> Broker:
+    """Start it, or end the test."""
     try:
         broker.start()
     except SettingsError as error:  # no java, no jars
@@ -57,7 +58,7 @@ def _start(broker: Broker) -> Broker:
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """A real Apache Kafka, shared by the whole run: use names of your own, and do not stop it."""
-    broker = _start(Broker())
+    broker = start(Broker())
     yield broker
     broker.close()
 
@@ -65,6 +66,6 @@ def broker() -> Iterator[Broker]:
 @pytest.fixture
 def own_broker() -> Iterator[Broker]:
     """A real Apache Kafka for one test alone, which may stop, kill and pause it."""
-    broker = _start(Broker())
+    broker = start(Broker())
     yield broker
     broker.close()

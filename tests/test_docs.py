@@ -61,7 +61,7 @@ def test_tests_named_in_the_guarantees_exist() -> None:
 def test_the_worker_imports_nothing_of_the_trainer() -> None:
     code = (
         "import sys\n"
-        "import stream_worker.cli, stream_worker.transports.kafka\n"
+        "import stream_worker.cli, stream_worker.transports.kafka, stream_worker.transports.librdkafka\n"
         "bad = {'torch', 'exporter', 'polars', 'onnx', 'tensorboard'} & sys.modules.keys()\n"
         "print(sorted(bad))"
     )

@@ -16,9 +16,11 @@ from kafka.errors import (
     NotCoordinatorError,
 )
 
+from stream_worker.connection import for_kafka_python
+from stream_worker.entrance import away
 from stream_worker.errors import DataError, TransportError
 from stream_worker.settings import EventSettings
-from stream_worker.topics import admin_client, away
+from stream_worker.topics import admin_client
 from stream_worker.transports.base import Change, Record
 from stream_worker.transports.kafka_changelog import changelog_consumer_options
 from stream_worker.transports.kafka_checkpoint import checkpoint_producer_options
@@ -148,7 +150,7 @@ class KafkaOffline:
     def write(self, topic: str, changes: Iterable[Change]) -> dict[int, int]:
         """Write records and wait until they are acknowledged. Returns the offset of the last, by partition."""
         producer = KafkaProducer(
-            bootstrap_servers=self._settings.bootstrap.split(","),
+            **for_kafka_python(self._settings),
             bootstrap_timeout_ms=int(WRITE_TIMEOUT_S * 1000),
             acks="all",
             enable_idempotence=True,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from kafka.protocol.metadata import MetadataRequest
 
@@ -23,12 +23,12 @@ class TopicWatch:
         self._missing: tuple[str, ...] = ()
         self._asked_at = -math.inf
 
-    def missing(self, consumer: KafkaConsumer) -> Sequence[str]:
+    def missing(self, client: KafkaConsumer | KafkaAdminClient) -> Sequence[str]:
         """The topics that are not there; asks again, when it is time, through this client."""
         now = time.monotonic()
         if now - self._asked_at > ASK_INTERVAL_S:
             self._asked_at = now
-            manager = consumer._manager  # noqa: SLF001 - the public ways wait for the answer
+            manager = client._manager  # noqa: SLF001 - the public ways wait for the answer
             manager.call_soon(self._ask, manager)
         return self._missing
 

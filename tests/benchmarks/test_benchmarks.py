@@ -17,15 +17,25 @@ LOAD = {
     "users", "fill_each", "warm_up", "backlog", "rate", "paced_s", "paced_warm_up_s", "repeats",
     "checkpoint_interval_s", "zipf",
 }  # fmt: skip
+CONTENDERS = {"worker", "echo", "worker-rdk", "echo-rdk"}
+FLAGS = {"bars": ["--both-clients"]}
 KEYS: dict[str, dict[str, set[str]]] = {
     "bars": {
         "seed": set(),
         "load": LOAD,
         "bundle": {"model", "items", "L", "K"},
-        "backlog": {"worker", "echo"},
-        "paced": {"worker", "echo"},
-        "stages_us_per_event": {"worker"},
-        "bars": {"throughput_vs_echo", "p99_vs_echo"},
+        "backlog": CONTENDERS,
+        "paced": CONTENDERS,
+        "stages_us_per_event": {"worker", "worker-rdk"},
+        "bars": {
+            "throughput_vs_echo",
+            "p99_vs_echo",
+            "throughput_vs_echo_librdkafka",
+            "p99_vs_echo_librdkafka",
+            "throughput_of_clients",
+            "p99_of_clients",
+            "paced_cpu_of_clients",
+        },
     },
     "checkpoints": {
         "seed": set(),
@@ -79,7 +89,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_smoke(name: str, broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
-    code = main([name, "--smoke", "--bootstrap", broker.bootstrap, "--json", str(file)])
+    code = main([name, "--smoke", "--bootstrap", broker.bootstrap, "--json", str(file), *FLAGS.get(name, [])])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     assert "SMOKE" in printed.out
@@ -88,8 +98,8 @@ def test_smoke(name: str, broker: Broker, tmp_path: Path, capsys: pytest.Capture
     for key, below in KEYS[name].items():
         assert not below or set(result[key]) == below, key
     if name == "bars":
-        assert all(set(result["backlog"][one]) == THROUGHPUT for one in ("worker", "echo"))
-        assert all(set(result["paced"][one]) == LATENCY for one in ("worker", "echo"))
+        assert all(set(result["backlog"][one]) == THROUGHPUT for one in CONTENDERS)
+        assert all(set(result["paced"][one]) == LATENCY for one in CONTENDERS)
 
 
 def test_a_bundle_that_is_not_there_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,9 +33,9 @@ class Arena(Stage):
         logs: Path,
         unique: Callable[[str], str],
         seed: int,
-        partitions: int = 4,
+        client: str,
     ) -> None:
-        super().__init__(broker, bundle, logs, unique, partitions)
+        super().__init__(broker, bundle, logs, unique, client)
         self.seed = seed
         self.rng = random.Random(f"{seed} {logs.name}")
 
@@ -98,6 +98,6 @@ class Arena(Stage):
         self.caught_up()
         self.stop_workers()
         verdict = judge(self)
-        ROWS.append((scenario, faults, verdict, remarks))
+        ROWS.append((scenario, self.client, faults, verdict, remarks))
         assert verdict.clean, differences(verdict)
         return verdict

@@ -9,10 +9,11 @@ import pytest
 from demo.broker import Broker, free_port
 from stream_worker.errors import SettingsError
 from tests import needs
-from tests.chaos.arena import Arena
+from tests.chaos.arena import LONG, Arena
 from tests.chaos.proxy import Proxy
 from tests.chaos.verdict import ROWS, table
 from tests.worker.conftest import models
+from tests.worker.process import CLIENTS
 
 __all__ = ["models"]
 
@@ -46,14 +47,19 @@ def chaos_broker(doors: tuple[int, int]) -> Iterator[Broker]:
     broker.close()
 
 
-@pytest.fixture
+@pytest.fixture(params=CLIENTS if LONG else CLIENTS[:1])
 def arena(
-    chaos_broker: Broker, models: dict[str, Path], tmp_path: Path, unique: Callable[[str], str], seed: int
+    request: pytest.FixtureRequest,
+    chaos_broker: Broker,
+    models: dict[str, Path],
+    tmp_path: Path,
+    unique: Callable[[str], str],
+    seed: int,
 ) -> Iterator[Arena]:
-    """Topics of one's own on it, whatever the scenario before has done."""
+    """Topics of one's own on it, whatever the scenario before has done; its parameter is the workers' client."""
     chaos_broker.resume()
     chaos_broker.start()
-    with Arena(chaos_broker, models["popularity"], tmp_path, unique, seed) as arena:
+    with Arena(chaos_broker, models["popularity"], tmp_path, unique, seed, request.param) as arena:
         yield arena
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.chaos.arena import LONG, SETTLE_S, Arena, sized
 from tests.chaos.waits import waits
-from tests.worker.process import WorkerProcess, wait_for
+from tests.worker.process import CLIENTS, WorkerProcess, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(3600 if LONG else 175)]
 
@@ -90,6 +90,7 @@ def test_the_survivor_takes_over_in_time(arena: Arena) -> None:
     assert max(took) < TAKEOVER_S
 
 
+@pytest.mark.parametrize("arena", CLIENTS, indirect=True)
 @pytest.mark.parametrize("idle", [False, True] if LONG else [True], ids=lambda idle: "idle" if idle else "under load")
 def test_a_second_process_of_the_same_name_fences_the_first(arena: Arena, *, idle: bool) -> None:
     first = named(arena, "one")

@@ -42,19 +42,19 @@ class Verdict:
             self.told.append(text)
 
 
-ROWS: list[tuple[str, str, Verdict, str]] = []  # scenario, faults, verdict, remarks
+ROWS: list[tuple[str, str, str, Verdict, str]] = []  # scenario, client, faults, verdict, remarks
 
 
 def table() -> str:
     """The results so far, in Markdown."""
     lines = [
-        "| scenario | faults | events | users | lost | doubled | wrong | stale | |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+        "| scenario | client | faults | events | users | lost | doubled | wrong | stale | |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     lines += [
-        f"| {name} | {faults} | {one.events:,} | {one.users:,} "
+        f"| {name} | {client} | {faults} | {one.events:,} | {one.users:,} "
         f"| {one.lost} | {one.doubled} | {one.wrong} | {one.stale} | {remarks} |"
-        for name, faults, one, remarks in ROWS
+        for name, client, faults, one, remarks in ROWS
     ]
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from stream_worker.topics import check_topics
 from tests.worker.oracle import User, fold_log
 
 DEADLINE_S = 60
+CLIENTS = ("kafka-python", "librdkafka")
 EXCLUDING = frozenset({"purchase", "dislike", "hide"})
 
 
@@ -39,9 +40,16 @@ class Stage:
     """Topics of one's own on a broker, a producer, and the workers started on them."""
 
     def __init__(
-        self, broker: Broker, bundle: Path, logs: Path, unique: Callable[[str], str], partitions: int = 4
+        self,
+        broker: Broker,
+        bundle: Path,
+        logs: Path,
+        unique: Callable[[str], str],
+        client: str = CLIENTS[0],
+        partitions: int = 4,
     ) -> None:
         self.broker = broker
+        self.client = client  # of the workers; what looks at the topics is always kafka-python
         self.bootstrap = broker.bootstrap  # for the workers
         self.bundle = bundle
         self.logs = logs
@@ -149,6 +157,7 @@ class WorkerProcess:
         self.port = free_port()
         self.log = stage.logs / f"worker-{number}.log"
         arguments = ["--bundle", str(stage.bundle), "--bootstrap", stage.bootstrap, "--group", stage.group]
+        arguments += ["--client", stage.client]
         arguments += ["--http-port", str(self.port), "--http-host", "127.0.0.1"]
         arguments += stage.flags
         arguments += ["--session-timeout-s", "6", "--delivery-timeout-s", "3", *flags]

@@ -1,20 +1,24 @@
-"""What the client gets wrong does not reach us."""
+"""What a client gets wrong does not reach us."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kafka import KafkaProducer
 
 from demo.broker import Broker
 from stream_worker.settings import Settings, TopicsSettings
 from stream_worker.topics import check_topics
+from stream_worker.transports.base import Transport
 from stream_worker.transports.kafka import KafkaTransport
+from stream_worker.transports.librdkafka import LibrdkafkaTransport
 from tests.worker.process import wait_for
 
 
+@pytest.mark.parametrize("client", [KafkaTransport, LibrdkafkaTransport])
 def test_a_backlog_that_was_passed_over_for_fresh_events_is_delivered(
-    broker: Broker, unique: Callable[[str], str]
+    broker: Broker, unique: Callable[[str], str], client: Callable[[Settings], Transport]
 ) -> None:
     """Some of its records are in the client when it is paused; then others come, and later none."""
     names: dict[str, Any] = {
@@ -27,7 +31,7 @@ def test_a_backlog_that_was_passed_over_for_fresh_events_is_delivered(
     producer.flush()
 
     settings = Settings(bundle=Path(), bootstrap=broker.bootstrap, group=unique("group"), max_poll_records=10, **names)
-    transport = KafkaTransport(settings)
+    transport = client(settings)
     transport.open()
     delivered = {0: 0, 1: 0}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from demo.broker import Broker
 from stream_worker.settings import Settings, TopicsSettings
 from stream_worker.topics import check_topics
-from stream_worker.transports.kafka_producer import ListProducer
+from stream_worker.transports.kafka_producer import KafkaPythonProducer
 from tests.worker.process import wait_for
 
 
@@ -16,7 +16,7 @@ def test_a_producer_that_failed_is_replaced_while_other_records_are_still_in_fli
 ) -> None:
     topic = unique("recommendations")
     check_topics(TopicsSettings(bootstrap=own_broker.bootstrap, create=True, partitions=1, recommendations_topic=topic))
-    producer = ListProducer(Settings(bundle=Path(), bootstrap=own_broker.bootstrap, delivery_timeout_s=1.5))
+    producer = KafkaPythonProducer(Settings(bundle=Path(), bootstrap=own_broker.bootstrap, delivery_timeout_s=1.5))
     fates: dict[str, bool] = {}
 
     def learnt(*tokens: str) -> bool:

@@ -41,7 +41,7 @@ def make(broker: Broker, models: dict[str, Path], tmp_path: Path, unique: Callab
     def stage(partitions: int) -> Stage:
         logs = tmp_path / f"stage-{len(stages)}"
         logs.mkdir()
-        stages.append(Stage(broker, models["sasrec"], logs, unique, partitions).__enter__())
+        stages.append(Stage(broker, models["sasrec"], logs, unique, partitions=partitions).__enter__())
         return stages[-1]
 
     yield stage

@@ -11,16 +11,25 @@ import pytest
 
 from demo.broker import Broker
 from tests import needs
-from tests.worker.process import Stage, wait_for
+from tests.worker.process import CLIENTS, Stage, wait_for
 
 Make = Callable[[Broker], Stage]
 
 
 @pytest.fixture
-def stage(broker: Broker, models: dict[str, Path], tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Stage]:
-    """Topics of one's own on the shared broker."""
-    with Stage(broker, models["sasrec"], tmp_path, unique) as stage:
+def stage(
+    request: pytest.FixtureRequest,
+    broker: Broker,
+    models: dict[str, Path],
+    tmp_path: Path,
+    unique: Callable[[str], str],
+) -> Iterator[Stage]:
+    """Topics of one's own on the shared broker; its parameter is the workers' client."""
+    with Stage(broker, models["sasrec"], tmp_path, unique, getattr(request, "param", CLIENTS[0])) as stage:
         yield stage
+
+
+both_clients = pytest.mark.parametrize("stage", CLIENTS, indirect=True)
 
 
 def some_events(seed: int, count: int, users: int = 200) -> list[tuple[str, str]]:
@@ -48,10 +57,13 @@ def test_an_event_typed_by_hand_becomes_a_list(stage: Stage) -> None:
     assert worker.metric("event_to_list_seconds_count") == 1
 
 
+@both_clients
 def test_two_workers_share_the_partitions_and_a_killed_ones_users_move_with_their_history(
     stage: Stage, seed: int
 ) -> None:
-    first, second = stage.worker(), stage.worker()
+    """The second worker has the other client: a deployment can change it worker by worker."""
+    (other,) = {*CLIENTS} - {stage.client}
+    first, second = stage.worker(), stage.worker("--client", other)
     wait_for("two partitions each", lambda: first.partitions() == second.partitions() == 2)
     stage.send(some_events(seed, 3000))
     wait_for("all lists", stage.covered)
@@ -66,6 +78,7 @@ def test_two_workers_share_the_partitions_and_a_killed_ones_users_move_with_thei
     assert third.metric("users") > 0
 
 
+@both_clients
 def test_sigterm_publishes_commits_and_leaves_within_ten_seconds(stage: Stage, seed: int) -> None:
     worker = stage.worker()
     stage.send(some_events(seed, 3000))
@@ -78,10 +91,11 @@ def test_sigterm_publishes_commits_and_leaves_within_ten_seconds(stage: Stage, s
     assert successor.metric("restore_seconds_count") == stage.partitions
 
 
+@pytest.mark.parametrize("client", CLIENTS)
 def test_a_broker_that_is_away_costs_readiness_and_nothing_else(
-    own_broker: Broker, models: dict[str, Path], tmp_path: Path, unique: Callable[[str], str], seed: int
+    own_broker: Broker, models: dict[str, Path], tmp_path: Path, unique: Callable[[str], str], client: str, seed: int
 ) -> None:
-    with Stage(own_broker, models["sasrec"], tmp_path, unique) as stage:
+    with Stage(own_broker, models["sasrec"], tmp_path, unique, client) as stage:
         worker = stage.worker()
         stage.send(some_events(seed, 500))
         wait_for("all lists", stage.covered)
