@@ -95,7 +95,7 @@ class TrainSettings(DataSettings):
     )
     batch_size: int = Field(32, ge=1, le=65536, description="Windows of histories in a training batch.")
     max_epochs: int = Field(100, ge=1, description="Most passes over the training events.")
-    patience: int = Field(5, ge=1, description="Passes without a better NDCG@10 in validation before it stops.")
+    patience: int = Field(5, ge=1, description="Passes without 0.3 % more NDCG@10 in validation before it stops.")
     max_minutes: float | None = Field(None, gt=0, description="Most minutes of training; evaluation comes on top.")
     folds: int = Field(
         0, ge=0, le=20, description="Before the bundle: train and test so many models on folds of the training part."

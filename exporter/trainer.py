@@ -33,7 +33,7 @@ class Recipe:
     Attributes:
         seed: of the weights, the windows, their order and dropout.
         batch: windows in a batch; small ones suit small data.
-        patience: epochs without a better NDCG@10 on the validation part after which training stops.
+        patience: epochs without a gain of NDCG@10 on the validation part after which training stops.
         warmup_steps, decay_epochs, decay_to: see `Schedule`.
         average_epochs: how far back the average of the weights reaches that is validated and kept.
         clip: largest norm of a step's gradients.

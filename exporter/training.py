@@ -22,22 +22,39 @@ from exporter.histories import Horizon, Log
 from exporter.models.base import Recommender
 from exporter.trainer import CPU, Recipe, Trainer
 
+LEAST_GAIN = 0.003  # of NDCG@10, as a share: for less, no epoch is worth its time
 VALIDATION_EVENTS = 20_000  # ranked after each pass; of more, so many at equal distances
 
 
 @dataclass
 class Course:
-    """How training went: the mean loss and validation NDCG@10 of each epoch, the best epoch (from 1; 0 = none)."""
+    """How training went: the mean loss and validation NDCG@10 of each epoch; epochs from 1, 0 = none.
+
+    Attributes:
+        best: the epoch with the highest NDCG@10.
+        better: the last epoch that was better by `LEAST_GAIN` than the one before it that was so.
+    """
 
     losses: list[float] = field(default_factory=list)
     ndcgs: list[float] = field(default_factory=list)
     best: int = 0
+    better: int = 0
     seconds: float = 0.0
+
+    def add(self, loss: float, ndcg: float, seconds: float) -> None:
+        """One more epoch."""
+        if ndcg > max(self.ndcgs, default=-1.0):
+            self.best = len(self.ndcgs) + 1
+        if not self.better or ndcg > (1 + LEAST_GAIN) * self.ndcgs[self.better - 1]:
+            self.better = len(self.ndcgs) + 1
+        self.losses.append(loss)
+        self.ndcgs.append(ndcg)
+        self.seconds = seconds
 
     def over(self, recipe: Recipe) -> bool:
         """Whether another epoch is of no use, or not allowed."""
         epochs = len(self.losses)
-        tired = bool(epochs) and epochs - self.best >= recipe.patience
+        tired = bool(epochs) and epochs - self.better >= recipe.patience
         return tired or epochs >= recipe.max_epochs or _left(recipe, self.seconds) <= 0
 
 
@@ -95,11 +112,9 @@ def fit(
     with _progress(console, recipe) as progress, Curves(tensorboard) as curves:
         while not course.over(recipe):
             loss = _epoch(trainer, progress, began + _left(recipe, 0))
-            course.losses.append(loss)
-            course.ndcgs.append(ndcg(prequential(scorer_of(trainer.averaged), log, events_R, horizon), 10))
-            course.seconds = time.monotonic() - began
-            if course.ndcgs[-1] > max(course.ndcgs[:-1], default=-1.0):
-                course.best = trainer.epochs
+            gain = ndcg(prequential(scorer_of(trainer.averaged), log, events_R, horizon), 10)
+            course.add(loss, gain, time.monotonic() - began)
+            if course.best == trainer.epochs:
                 save(trainer.averaged, checkpoint)
             kept.save({"trainer": trainer.state(), "course": asdict(course)})
             curves.add(trainer.epochs, loss=loss, ndcg=course.ndcgs[-1], learning_rate=trainer.learning_rate)

@@ -67,7 +67,7 @@ def test_the_weights_of_the_best_epoch_are_kept(log: Log, tmp_path: Path) -> Non
 
 def test_it_stops_when_validation_gets_no_better(log: Log, tmp_path: Path) -> None:
     _, course = trained(log, tmp_path, 0, max_epochs=200, patience=2)
-    assert len(course.ndcgs) == course.best + 2 < 200
+    assert len(course.ndcgs) == course.better + 2 < 200
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_gives_others(log: Log, tmp_path: Path) -> None:
