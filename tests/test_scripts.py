@@ -72,7 +72,7 @@ def test_test_tools_that_cannot_be_installed_are_named(tmp_path: Path, ci: str, 
     assert done.returncode == code
     said = done.stderr if code else done.stdout
     assert said.count("\n") == 1
-    wanted = "prometheus prometheus-alertmanager kcat kubernetes-client chromium fonts-dejavu-core"
+    wanted = "prometheus prometheus-alertmanager kcat openssl kubernetes-client chromium fonts-dejavu-core"
     assert f"apt-get install --no-install-recommends {wanted}" in said
 
 

@@ -25,7 +25,7 @@ def test_a_list_is_the_same_whether_events_came_one_by_one_or_the_worker_was_new
     for second, user in enumerate(users, start=10):
         late, item = rng.choice([0, 0, 0, -7]), f"i{rng.randrange(ITEMS + 5)}"
         for world in (one_by_one, at_once):
-            world.event(user, item, 0, (second + late) * 10)
+            world.event(user, item, 0, (second + late) * 4)
         if rng.random() < 0.6:
             one_by_one.settle()
     one_by_one.settle()
@@ -38,7 +38,7 @@ def test_a_list_is_the_same_whether_events_came_one_by_one_or_the_worker_was_new
     one_by_one.restart()
     for user in lists:
         for world in (one_by_one, at_once):
-            world.event(user, "i3", 0, second * 10 + 100)
+            world.event(user, "i3", 0, second * 4 + 20)
     one_by_one.settle()
     at_once.settle()
     after = at_once.newest()
@@ -53,7 +53,7 @@ def test_a_cache_that_is_too_small_costs_time_and_changes_no_list(keeping: Bundl
     for second in range(40):
         user, item = f"u{rng.randrange(6)}", f"i{rng.randrange(ITEMS)}"
         for world in (large, small):
-            world.event(user, item, 0, second * 10)
+            world.event(user, item, 0, second * 4)
             world.settle()
     for user, top in small.newest().items():
         same(large.newest()[user], top)
