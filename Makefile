@@ -1,6 +1,6 @@
 # Every target sets up what it needs; a second run reuses it. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench quality soak chaos clean
+.PHONY: help install demo test check docs bench quality soak chaos clean
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -19,8 +19,12 @@ demo: ## train, export, start Kafka and two workers, replay real events, open th
 test: ## lint, types and all tests on a real Kafka, as CI does it
 	@scripts/test
 
-check: install ## lint, format and types only
+check: install ## lint, format, types, and the site only
 	@scripts/check
+
+docs: install ## the site of docs/, to read at site/index.html
+	@scripts/site site
+	@echo "site/index.html"
 
 bench: install ## throughput and latency beside an echo of the same client
 	@.venv/bin/python -m benchmarks.run
@@ -35,5 +39,5 @@ soak: install ## memory of a worker whose users churn, and of a state that meets
 chaos: install ## kill, stall and cut off workers and the broker, at length; prints what was lost, doubled or stale
 	@CHAOS=long exec .venv/bin/python -m pytest tests/chaos -p no:cacheprovider
 
-clean: ## remove what the targets made: .venv, .tools, .cache, .demo, models
-	rm -rf .venv .tools .cache .demo models .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove what the targets made: .venv, .tools, .cache, .demo, models, site
+	rm -rf .venv .tools .cache .demo models site .mypy_cache .ruff_cache .pytest_cache .hypothesis

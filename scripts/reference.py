@@ -39,12 +39,16 @@ def settings_table() -> str:
     sections: list[tuple[str, type[BaseSettings], set[str]]] = [
         ("Every command", KafkaSettings, set()),
         (
-            "`stream-worker run`, `replay`, `forget` and `seed`: the events",
+            "`stream-worker run`, `doctor`, `replay`, `forget` and `seed`: the events",
             EventSettings,
             set(KafkaSettings.model_fields),
         ),
-        ("`stream-worker run`, `replay` and `seed`: the state", StateSettings, set(EventSettings.model_fields)),
-        ("`stream-worker run` and `replay`: the rest", Settings, set(StateSettings.model_fields)),
+        (
+            "`stream-worker run`, `doctor`, `replay` and `seed`: the state",
+            StateSettings,
+            set(EventSettings.model_fields),
+        ),
+        ("`stream-worker run`, `doctor` and `replay`: the rest", Settings, set(StateSettings.model_fields)),
         ("`stream-worker replay`", ReplaySettings, set(Settings.model_fields)),
         ("`stream-worker topics`", TopicsSettings, set(KafkaSettings.model_fields)),
         ("`stream-worker forget USER`", ForgetSettings, {*EventSettings.model_fields, "user"}),

@@ -21,7 +21,7 @@ import onnxruntime as ort
 
 from stream_worker.batch import NO_ITEM, Feeds, excluded_bucket
 from stream_worker.content import Featuriser
-from stream_worker.errors import BundleError
+from stream_worker.errors import BundleError, SettingsError
 from stream_worker.manifest import (
     EXAMPLE,
     ITEM_ENCODER,
@@ -131,6 +131,22 @@ class Bundle:
         self._given = [node.name for node in self._session.get_outputs()]
         self._item_encoder: tuple[Featuriser, ort.InferenceSession] | None = None
         self.default_list = np.empty(0, np.int32)  # rows of the list for everybody; known after warm_up
+
+    def require(self, history_length: int, list_length: int | None) -> None:
+        """Hold the settings to it.
+
+        Raises:
+            BundleError: it looks at more events than are kept.
+            SettingsError: its lists are shorter than what is asked for.
+        """
+        manifest = self.manifest
+        if history_length < manifest.L:
+            raise BundleError(
+                f"bundle {self.path}: looks at {manifest.L} events, but --history-length keeps "
+                f"{history_length}. Raise it to {manifest.L} or more."
+            )
+        if list_length is not None and list_length > manifest.K:
+            raise SettingsError(f"--list-length {list_length}: the bundle's lists have {manifest.K} items at most.")
 
     def encode_items(self, items: Sequence[ItemRow]) -> Feeds:
         """Rows of the resident tensors for items that training never saw, from their content.

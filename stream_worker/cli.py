@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from stream_worker import __version__, logs
-from stream_worker.errors import BundleError, DataError, SettingsError, StreamWorkerError
+from stream_worker.connection import require_librdkafka
+from stream_worker.errors import DataError, SettingsError, StreamWorkerError
 from stream_worker.settings import (
     ForgetSettings,
     KafkaSettings,
@@ -77,6 +78,19 @@ def topics(argv: Sequence[str]) -> None:
         raise DataError("a topic is not as required; see above.")
 
 
+def doctor(argv: Sequence[str]) -> int:
+    """Look at all that `run` needs; print what is fine, and the mend of what is not. Writes to no topic."""
+    settings = _settings(Settings, argv, "doctor")
+    if settings.log_level != "debug":
+        logs.silence()  # whatever is found is in the table
+    from stream_worker.doctor import examine
+    from stream_worker.findings import exit_code, table
+
+    findings = examine(settings)
+    print(table(findings, sys.stdout), end="")
+    return exit_code(findings)
+
+
 def forget(argv: Sequence[str]) -> None:
     """Erase a user and print the proof; with --verify, print the proof alone."""
     settings = _settings(ForgetSettings, argv, "forget")
@@ -101,10 +115,11 @@ def seed(argv: Sequence[str]) -> None:
             print(line, flush=True)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": run,
     "replay": replay,
     "topics": topics,
+    "doctor": doctor,
     "forget": forget,
     "seed": seed,
 }
@@ -123,14 +138,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise SettingsError(f"no command {name!r}; there are {', '.join(COMMANDS)}.")
-        COMMANDS[name](arguments[1:])
+        return COMMANDS[name](arguments[1:]) or 0
     except StreamWorkerError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{PROG} {name}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _settings(cls: type[T], argv: Sequence[str], command: str) -> T:
@@ -147,13 +161,7 @@ def _transport(settings: Settings) -> "Transport":
         from stream_worker.transports.kafka import KafkaTransport
 
         return KafkaTransport(settings)
-    try:
-        import confluent_kafka  # noqa: F401 - so that no other failed import is taken for this one
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            "--client librdkafka: the package confluent-kafka is not installed. It comes with an extra: "
-            "`pip install 'stream-worker[librdkafka]'`."
-        ) from error
+    require_librdkafka()
     from stream_worker.transports.librdkafka import LibrdkafkaTransport
 
     return LibrdkafkaTransport(settings)
@@ -164,16 +172,7 @@ def _bundle(settings: Settings) -> "Bundle":
     from stream_worker.bundle import Bundle
 
     bundle = Bundle(settings.bundle, settings.device, settings.threads)
-    manifest = bundle.manifest
-    if settings.history_length < manifest.L:
-        raise BundleError(
-            f"bundle {bundle.path}: looks at {manifest.L} events, but --history-length keeps "
-            f"{settings.history_length}. Raise it to {manifest.L} or more."
-        )
-    if settings.list_length is not None and settings.list_length > manifest.K:
-        raise SettingsError(
-            f"--list-length {settings.list_length}: the bundle's lists have {manifest.K} items at most."
-        )
+    bundle.require(settings.history_length, settings.list_length)
     return bundle
 
 

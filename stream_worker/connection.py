@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from stream_worker.errors import SettingsError
+
 if TYPE_CHECKING:
     from stream_worker.settings import KafkaSettings
 
@@ -48,3 +50,18 @@ def for_librdkafka(settings: "KafkaSettings") -> dict[str, Any]:
             "sasl.password": s.password,
         }
     return options
+
+
+def require_librdkafka() -> None:
+    """Whether that client can be imported.
+
+    Raises:
+        SettingsError: it is not installed.
+    """
+    try:
+        import confluent_kafka  # noqa: F401 - so that no other failed import is taken for this one
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "--client librdkafka: the package confluent-kafka is not installed. It comes with an extra: "
+            "`pip install 'stream-worker[librdkafka]'`."
+        ) from error

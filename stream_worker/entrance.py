@@ -111,6 +111,11 @@ def forbidden(settings: "KafkaSettings", error: object) -> DataError:
     return DataError(f"broker {settings.bootstrap}: {whoever(settings)} is not allowed to: {what}. {ACLS}.")
 
 
+def lacks(settings: "KafkaSettings", permissions: str) -> DataError:
+    """What is not granted to us."""
+    return DataError(f"broker {settings.bootstrap}: {whoever(settings)} lacks the permission {permissions}. {ACLS}.")
+
+
 def whoever(settings: "KafkaSettings") -> str:
     """Who we are to the broker."""
     return f"user {settings.sasl_username!r}" if settings.sasl_username else "we"

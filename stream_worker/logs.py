@@ -50,3 +50,9 @@ def configure(level: str, form: str) -> None:
         logging.getLogger(client).setLevel(max(logging.WARNING, root.level))
     # kafka-python's warns whenever the machine was busy for a tenth of a second.
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
+
+
+def silence() -> None:
+    """No line for anything but our own errors, for a command whose output says it all."""
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)

@@ -5,6 +5,7 @@ Axes: C capacity in rows, H history length, E excluded length, K list length, S 
 batch.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -26,6 +27,7 @@ MAX_ACTIONS = 65_535
 NO_OFFSET = -1
 ALL_UNSEEN = 2**30  # the vector is to be rebuilt, whatever the length of the history
 FEW_EVENTS = 64  # so many cost less one by one
+NAME_BYTES = 250  # of a user outside the slabs: the name, and its places in a dictionary and a list
 NOBODY = 2**62  # offset and timestamp of a row without a user: neither old nor owed anything
 
 
@@ -426,3 +428,9 @@ class Partition:
 
     def _grow(self) -> None:
         self._capacity = grow(self._slabs, self._capacity, FIRST_ROWS)
+
+
+def bytes_of_user(history_length: int, excluded_length: int, list_length: int) -> int:
+    """About what a user without excluded items takes in memory."""
+    slabs = Partition(0, history_length, excluded_length, list_length)._slabs  # noqa: SLF001
+    return NAME_BYTES + sum(slab.dtype.itemsize * math.prod(slab.shape[1:]) for slab in slabs)

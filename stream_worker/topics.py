@@ -13,7 +13,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.partitioner.default import murmur2
 
 from stream_worker.connection import for_kafka_python
-from stream_worker.entrance import ACLS, away, knock, whoever
+from stream_worker.entrance import away, knock, lacks
 from stream_worker.errors import DataError, SettingsError
 from stream_worker.settings import KafkaSettings, TopicsSettings
 
@@ -92,21 +92,12 @@ def inspect(settings: KafkaSettings, group: str | None = None) -> TopicReport:
         TransportError: the broker does not answer.
         DataError: a topic is missing, or would make states wrong later; or a permission is missing.
     """
-    if tuple(int(part) for part in kafka.__version__.split(".")[:3]) < OLDEST_CLIENT:
-        oldest = ".".join(map(str, OLDEST_CLIENT))
-        raise SettingsError(
-            f"kafka-python {kafka.__version__}: before {oldest} it loses track of records it could not send. "
-            f"Install kafka-python {oldest} or newer."
-        )
+    refuse_old_client()
     with admin_client(settings) as admin:
-        reports = [_check(admin, spec) for spec in specifications(settings)]
-        lacking = [] if group is None else _lacking_on_group(admin, group)
-    if group is not None:
-        lacking += [f"{name} on topic {report.name!r}" for report in reports for name in report.lacking]
+        reports = report_all(admin, settings)
+        lacking = [] if group is None else lacking_permissions(admin, group, reports)
     if lacking:
-        raise DataError(
-            f"broker {settings.bootstrap}: {whoever(settings)} lacks the permission {', '.join(lacking)}. {ACLS}."
-        )
+        raise lacks(settings, ", ".join(lacking))
     problems = [f"{report.name}: {report.problem}" for report in reports if report.fatal]
     if problems:
         raise DataError(f"broker {settings.bootstrap}: {'; '.join(problems)}. See docs/formats.md, Topics.")
@@ -114,13 +105,15 @@ def inspect(settings: KafkaSettings, group: str | None = None) -> TopicReport:
         if report.problem:
             log.warning("a topic is not as it should be", topic=report.name, problem=report.problem)
     events, _, state, _ = reports
-    if events.partitions != state.partitions:
-        raise DataError(
-            f"topic {state.name!r} has {state.partitions} partitions, but {events.name!r} has {events.partitions}: a "
-            "state lies in the partition of its events. Name a new --state-topic, and make it with `stream-worker "
-            "topics --create`."
-        )
+    if problem := partitions_problem(events, state):
+        raise DataError(problem)
     return events
+
+
+def lacking_permissions(admin: KafkaAdminClient, group: str, reports: list[TopicReport]) -> list[str]:
+    """What a worker must be allowed to do, and we are not."""
+    topics = [f"{name} on topic {report.name!r}" for report in reports for name in report.lacking]
+    return _lacking_on_group(admin, group) + topics
 
 
 def _lacking_on_group(admin: KafkaAdminClient, group: str) -> list[str]:
@@ -135,6 +128,31 @@ def _lacking_on_group(admin: KafkaAdminClient, group: str) -> list[str]:
     return [f"READ on group {group!r}"] if allowed and "READ" not in allowed else []
 
 
+def refuse_old_client() -> None:
+    """Look at the version of kafka-python.
+
+    Raises:
+        SettingsError: it loses records.
+    """
+    if tuple(int(part) for part in kafka.__version__.split(".")[:3]) < OLDEST_CLIENT:
+        oldest = ".".join(map(str, OLDEST_CLIENT))
+        raise SettingsError(
+            f"kafka-python {kafka.__version__}: before {oldest} it loses track of records it could not send. "
+            f"Install kafka-python {oldest} or newer."
+        )
+
+
+def partitions_problem(events: TopicReport, state: TopicReport) -> str:
+    """Why a state could not lie in the partition of its events; empty if it can."""
+    if events.partitions == state.partitions:
+        return ""
+    return (
+        f"topic {state.name!r} has {state.partitions} partitions, but {events.name!r} has {events.partitions}: a "
+        "state lies in the partition of its events. Name a new --state-topic, and make it with `stream-worker "
+        "topics --create`."
+    )
+
+
 def check_topics(settings: TopicsSettings) -> list[TopicReport]:
     """Compare the topics with what is required; with `settings.create`, make those that are missing.
 
@@ -144,7 +162,7 @@ def check_topics(settings: TopicsSettings) -> list[TopicReport]:
     """
     with admin_client(settings) as admin:
         created = _create(admin, settings) if settings.create else set()
-        reports = [_check(admin, spec) for spec in specifications(settings)]
+        reports = report_all(admin, settings)
     return [replace(report, created=report.name in created) for report in reports]
 
 
@@ -155,6 +173,11 @@ def admin_options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap_timeout_ms": TIMEOUT_MS,
         "reconnect_backoff_max_ms": 1000,
     }
+
+
+def report_all(admin: KafkaAdminClient, settings: KafkaSettings) -> list[TopicReport]:
+    """What is found of each topic, the events first."""
+    return [_check(admin, spec) for spec in specifications(settings)]
 
 
 @contextmanager

@@ -46,6 +46,18 @@ def test_the_readme_links_every_page_and_names_every_command() -> None:
         assert f"exporter {name}" in readme
 
 
+def test_the_site_holds_the_sources_it_links_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    done = subprocess.run(["scripts/site", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    page = (tmp_path / "your-model.html").read_text()
+    (link,) = set(re.findall(r'href="([^"]*base\.py[^"]*)"', page))
+    assert ">Recommender</span>" in (tmp_path / link).read_text()
+    for built in tmp_path.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|img|source)\b[^>]*?\bsrc(?:set)?="([^"]*)"', built.read_text())
+        loaded += re.findall(r'<link rel="(?:stylesheet|preconnect|icon)"[^>]*?href="([^"]*)"', built.read_text())
+        assert [target for target in loaded if "//" in target] == [], built
+
+
 def test_tests_named_in_the_guarantees_exist() -> None:
     named = set(re.findall(r"`(test_\w+)", (ROOT / "docs" / "guarantees.md").read_text()))
     defined = {

@@ -2,7 +2,7 @@
 
 A model is a `torch.nn.Module` that turns a batch of histories into a score for every item. Subclass `Recommender`,
 and `exporter train --model package.module:Class` trains, evaluates and exports it; those of the zoo, which `@register`
-makes known, go by their names. docs/models.md shows one in thirty lines. There is no serving code to write: `Graph`
+makes known, go by their names. docs/your-model.md shows one in thirty lines. There is no serving code to write: `Graph`
 fuses the model with exclusion and top-k into the one ONNX graph that the worker runs.
 
 Axes: B users, L history length, M new events, N items, D item dimension, S size of a user's vector, X excluded items,

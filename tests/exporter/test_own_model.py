@@ -1,4 +1,4 @@
-"""The model of docs/models.md, as a user would have it: in a file of one's own."""
+"""The model of docs/your-model.md, as a user would have it: in a file of one's own."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from exporter.cli import main
 from stream_worker import cli as worker
 from tests.exporter.conftest import write_events
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-model.md"
 
 
 @pytest.mark.train

@@ -24,9 +24,11 @@ from kafka.admin import (
 from demo.broker import Broker, Door, free_port
 from demo.certificates import Authority
 from stream_worker.errors import DataError, SettingsError, StreamWorkerError, TransportError
+from stream_worker.findings import Finding
 from stream_worker.reader import Recommendations
-from stream_worker.settings import EventSettings, KafkaSettings
+from stream_worker.settings import EventSettings, KafkaSettings, Settings
 from stream_worker.topics import inspect
+from stream_worker.transports.kafka_doctor import examine_kafka
 from tests import needs
 from tests.conftest import start
 from tests.worker.process import CLIENTS, Stage, wait_for
@@ -306,3 +308,33 @@ def test_the_other_commands_need_what_the_docs_say(fortress: Fortress, stage: St
         code, output = command("forget", "u1", *fortress.flags("forget"), *group, *flags)
         assert (code, "\nforgotten\n" in output) == (0, True), output
         wait_for("the tombstone", lambda: (lists.poll(0.1), "u1" not in lists)[1])
+
+
+def test_the_doctor_says_what_is_not_granted_and_who_is_not_let_in(fortress: Fortress, stage: Stage) -> None:
+    def visit(user: str, **changes: Any) -> dict[str, Finding]:
+        topics: dict[str, Any] = stage.names
+        options = fortress.options(user, **changes)
+        settings = Settings(bundle=stage.bundle, group=stage.group, **topics, **options)
+        return {finding.what: finding for finding in examine_kafka(settings)[1]}
+
+    rows = documented("run")
+    fortress.grant("run", [one for one in rows if one.kind != "transactional id"], names(stage))
+
+    def let_in() -> bool:  # the authorizer learns of a grant a moment later
+        return visit("run")["permissions"].state == "fine"
+
+    wait_for("permissions", let_in)
+    found = visit("run")
+    wrong = {what: finding for what, finding in found.items() if finding.state == "wrong"}
+    assert wrong.keys() == {"transactions"}
+    assert wrong["transactions"].exit_code == 4
+    assert f"WRITE on transactional ids such as '{stage.group}-doctor'" in wrong["transactions"].text
+    fortress.grant("run", [one for one in rows if one.kind == "transactional id"], names(stage))
+    wait_for("all fine", lambda: {one.state for one in visit("run").values()} <= {"fine", "skipped"})
+
+    nobody = visit("nothing")
+    assert (nobody["permissions"].state, nobody["permissions"].exit_code) == ("wrong", 4)
+    assert "'nothing' lacks the permission READ on group" in nobody["permissions"].text
+    refused = visit("run", sasl_password_file=None, sasl_password="not this one")
+    assert (refused["broker"].state, refused["broker"].exit_code) == ("wrong", 2)
+    assert "not this one" not in str(refused)
