@@ -50,8 +50,10 @@ def test_a_list_is_the_same_whether_events_came_one_by_one_or_the_worker_was_new
 def test_a_cache_that_is_too_small_costs_time_and_changes_no_list(keeping: Bundle, seed: int) -> None:
     rng = random.Random(seed)
     large, small = World(keeping), World(keeping, vector_cache_users=2)
-    for second in range(40):
-        user, item = f"u{rng.randrange(6)}", f"i{rng.randrange(ITEMS)}"
+    users = [f"u{number}" for number in range(6)] * (LENGTH - 1)  # as above
+    rng.shuffle(users)
+    for second, user in enumerate(users):
+        item = f"i{rng.randrange(ITEMS)}"
         for world in (large, small):
             world.event(user, item, 0, second * 4)
             world.settle()
