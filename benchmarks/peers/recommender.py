@@ -16,6 +16,7 @@ import onnxruntime
 import orjson
 
 NO_ITEM = -1
+SCORE_DECIMALS = 6  # as the worker rounds
 
 
 class History(TypedDict):
@@ -77,7 +78,9 @@ class Recommender:
             times_BL[b, longest - len(rows) :] = click.history["times"]
         feeds = {"history_items": items_BL, "history_times": times_BL, "excluded_items": items_BL} | self._resident
         names = ["items", "scores", "because"]
-        items_BK, scores_BK, because_BK = (output.tolist() for output in self._session.run(names, feeds))
+        items_BK, scores_BK, because_BK = self._session.run(names, feeds)
+        items_BK, because_BK = items_BK.tolist(), because_BK.tolist()
+        scores_BK = np.round(scores_BK.astype(np.float64), SCORE_DECIMALS).tolist()
         now_ms = int(time.time() * 1000)
         return [
             {
