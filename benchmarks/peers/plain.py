@@ -24,21 +24,20 @@ def main() -> None:
         bootstrap_servers=args.bootstrap.split(","),
         group_id=args.group,
         auto_offset_reset="earliest",
-        value_deserializer=orjson.loads,
         session_timeout_ms=args.session_timeout_s * 1000,
         max_poll_interval_ms=args.session_timeout_s * 2000,
     )
-    producer = KafkaProducer(bootstrap_servers=args.bootstrap.split(","), value_serializer=orjson.dumps)
+    producer = KafkaProducer(bootstrap_servers=args.bootstrap.split(","))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     print(READY, flush=True)
     try:
         for record in consumer:
-            event = record.value
+            event = orjson.loads(record.value)
             user = event["user"]
             history = histories[user] = recommender.fold(histories.get(user), event)
             if not is_import(event):
                 (found,) = recommender.lists([Click(user, history, record.partition, record.offset)])
-                producer.send(args.out_topic, found, key=record.key)
+                producer.send(args.out_topic, orjson.dumps(found), key=record.key)
     finally:
         producer.flush(10)
         producer.close(timeout=5)
