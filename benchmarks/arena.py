@@ -122,34 +122,40 @@ class Arena:
             for entrant in self._entrants:
                 entrant.close()
                 contender = entrant.contender
-                topics += (
-                    [contender.topic] if contender.state_topic is None else [contender.topic, contender.state_topic]
-                )
+                topics += [contender.topic, *contender.own_topics]
+                if contender.state_topic is not None:
+                    topics.append(contender.state_topic)
             self._events.close()
             self._producer.close()
             self._admin.delete(topics)
             self._admin.close()
 
-    def fill(self, users: int, events_each: int, as_events: bool) -> None:
+    def fill(self, users: int, events_each: int, as_events: bool = False, as_imports: bool = False) -> None:
         """Histories, before anybody enters.
 
         Args:
             as_events: also on the events topic, for a worker that keeps no states.
+            as_imports: also on the events topic, one record for each user, for peers.
         """
         self._histories = list(self._load.states(np.full(users, events_each, np.int32)))
         if as_events:
             for part in self._histories:
                 self._producer.produce(self._load.events_of(part))
+        if as_imports:
+            for part in self._histories:
+                self._producer.produce(self._load.imports_of(part))
         self._events.skip()
 
-    def enter(self, contender: Contender) -> Entrant:
-        """Start a contender on the histories, and stop it still once it is ready."""
+    def enter(self, contender: Contender, history_length: int = states.HISTORY_LENGTH) -> Entrant:
+        """Start a contender, which keeps histories so long, on the histories, and stop it still once it is ready."""
         self._admin.create([contender.topic])
         if contender.state_topic is not None:
             self._admin.create([contender.state_topic], COMPACTED)
             topic_id, end = self._admin.topic_id(self._events_topic), self._events.end()
-            bootstrap = self._place.bootstrap
-            states.write(bootstrap, contender.state_topic, self._histories, self._load.actions, topic_id, end)
+            states.write(
+                self._place.bootstrap, contender.state_topic, self._histories, self._load.actions, topic_id, end,
+                history_length,
+            )  # fmt: skip
         entrant = Entrant(contender, self._place.bootstrap)
         self._entrants.append(entrant)
         contender.start()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,8 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.echo import READY
 from benchmarks.errors import BenchmarkError
+from benchmarks.ready import READY
 from demo.broker import Broker
 from stream_worker.metrics import PREFIX
 from stream_worker.settings import PREFIX as VARIABLES
@@ -56,15 +55,17 @@ class Contender:
         code: the directory to start it in, where `python -m` finds its code.
         state_topic: where its states go, if it keeps any.
         silent_s: how long it may write nothing although it is not done.
+        own_topics: which it makes by itself.
     """
 
     def __init__(
         self, name: str, command: Sequence[str], topic: str, folder: Path, code: Path = ROOT,
-        state_topic: str | None = None, silent_s: float = 0,
+        state_topic: str | None = None, silent_s: float = 0, own_topics: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.name = name
         self.topic = topic
         self.state_topic = state_topic
+        self.own_topics = own_topics
         self.quiet_s = silent_s + QUIET_S
         self._command = command
         self._code = code
@@ -183,7 +184,7 @@ class WorkerContender(Contender):
         try:
             with urllib.request.urlopen(f"{self._url}/readyz", timeout=5) as answer:  # noqa: S310
                 return bool(answer.status == 200)
-        except urllib.error.URLError:
+        except OSError:  # also of a worker that has just ended: check() says why
             return False
 
     def totals(self) -> dict[str, float]:

@@ -16,12 +16,12 @@ import confluent_kafka
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.structs import MemberState
 
+from benchmarks.ready import READY
 from stream_worker.settings import Settings
 from stream_worker.transports import kafka_producer, librdkafka, librdkafka_producer
 from stream_worker.transports.kafka import consumer_options
 from stream_worker.transports.librdkafka_record import take
 
-READY = "ready"
 COMMIT_INTERVAL_S = 1.0
 JOIN_POLL_MS, JOIN_POLLS = 500, 3
 JOIN_TIMEOUT_S = 5.0

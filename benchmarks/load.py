@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from kafka import KafkaProducer
 from numpy.typing import NDArray
@@ -33,13 +34,16 @@ class Load:
         items: the catalogue.
         actions: name -> share of the events; "purchase" excludes its item.
         seed: the same seed gives the same events.
+        users_zipf: the exponent for users; 0 draws all of them evenly.
     """
 
-    def __init__(self, users: int, items: Sequence[str], actions: Mapping[str, float], seed: int) -> None:
+    def __init__(
+        self, users: int, items: Sequence[str], actions: Mapping[str, float], seed: int, users_zipf: float = ZIPF
+    ) -> None:
         self._rng = np.random.default_rng(seed)
         self._users = [f"user{number:08d}" for number in self._rng.permutation(users)]
         self._items = [items[row] for row in self._rng.permutation(len(items))]
-        self._users_cdf, self._items_cdf = _zipf_cdf(users), _zipf_cdf(len(items))
+        self._users_cdf, self._items_cdf = _zipf_cdf(users, users_zipf), _zipf_cdf(len(items), ZIPF)
         self._item_hashes = np.array([item_hash(item) for item in self._items], np.uint64)
         shares = np.array(list(actions.values()))
         self._actions_cdf = np.cumsum(shares / shares.sum())
@@ -72,6 +76,19 @@ class Load:
             rows = zip(state.users, items_B.tolist(), times_B.tolist(), actions_B.tolist(), strict=True)
             for user, item, time_s, action in rows:
                 yield message(user, names[item], self.actions.names[action], time_s * 1000)
+
+    def imports_of(self, state: Copy) -> Iterator[Message]:
+        """A whole history in one record, for peers that have no state topic of ours to begin with."""
+        names = dict(zip(self._item_hashes.tolist(), self._items, strict=True))
+        h = state.histories
+        rows = zip(state.users, h.items_BH.tolist(), h.times_BH.tolist(), h.length_B.tolist(), strict=True)
+        for user, items, times, length in rows:
+            history = {
+                "user": user,
+                "items": [names[item] for item in items[:length]],
+                "times": [time_s * 1000 for time_s in times[:length]],
+            }
+            yield Message(user.encode(), msgspec.json.encode(history))
 
     def draw(self, count: int) -> list[Message]:
         """Events of users drawn by popularity."""
@@ -137,7 +154,7 @@ def message(user: str, item: str, action: str, time_ms: int) -> Message:
     return Message(user.encode(), value.encode())
 
 
-def _zipf_cdf(count: int) -> NDArray[np.float64]:
-    weights = np.arange(1, count + 1, dtype=np.float64) ** -ZIPF
+def _zipf_cdf(count: int, exponent: float) -> NDArray[np.float64]:
+    weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
     cdf = np.cumsum(weights)
     return np.asarray(cdf / cdf[-1])

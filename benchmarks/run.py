@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from kafka.errors import KafkaError
 
 from benchmarks import bars, catch_up, checkpoints, graphs, machine, restore, soak
+from benchmarks.peers import contest
 from stream_worker.errors import StreamWorkerError
 
 
@@ -30,6 +31,7 @@ BENCHMARKS = {
     "checkpoints": Benchmark(checkpoints.run, checkpoints.table),
     "catch-up": Benchmark(catch_up.run, catch_up.table),
     "graphs": Benchmark(graphs.run, graphs.table),
+    "peers": Benchmark(contest.run, contest.table),
     "restore": Benchmark(restore.run, restore.table),
     "soak": Benchmark(soak.run, soak.table),
 }
@@ -69,7 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as one object")
     parser.add_argument("--repeats", type=int, help="turns of each contender (3)")
     parser.add_argument("--seed", type=int, default=0, help="of the load (0)")
-    parser.add_argument("--users", type=int, help="restore: how many (1,000,000); catch-up (20,000)")
+    parser.add_argument(
+        "--users",
+        type=int,
+        help="restore (1,000,000), catch-up (20,000), peers (200,000 or 20,000)",
+    )
+    parser.add_argument("--events", type=int, help="peers: of a backlog (uniform 20,000, zipf 60,000)")
+    parser.add_argument("--loads", metavar="NAMES", help="peers: which, by comma (uniform,zipf)")
+    parser.add_argument("--only", metavar="NAMES", help="peers: which contenders beside our worker, by comma (all)")
     parser.add_argument("--bundle", type=Path, help="what is served (.demo/models, else a synthetic one)")
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="a broker that runs (starts one of its own)")
     parser.add_argument("--both-clients", action="store_true", help="bars: also worker and echo through librdkafka")

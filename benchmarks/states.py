@@ -48,11 +48,15 @@ def state(
     )
 
 
-def write(bootstrap: str, topic: str, states: Iterable[Copy], actions: Actions, topic_id: str, next_offset: int) -> int:
+def write(
+    bootstrap: str, topic: str, states: Iterable[Copy], actions: Actions, topic_id: str, next_offset: int,
+    history_length: int = HISTORY_LENGTH,
+) -> int:  # fmt: skip
     """Onto partition 0 of a state topic, as a worker does, a transaction for each; returns how many users.
 
     Args:
         topic_id, next_offset: of the events topic, and where a worker goes on there.
+        history_length: H of that worker.
     """
     position = Position(
         next_offset=next_offset,
@@ -60,7 +64,7 @@ def write(bootstrap: str, topic: str, states: Iterable[Copy], actions: Actions, 
         newest=0,
         topic_id=topic_id,
         partitions=1,
-        history_length=HISTORY_LENGTH,
+        history_length=history_length,
         excluded_length=EXCLUDED_LENGTH,
     )
     settings = Settings(bundle=Path(), bootstrap=bootstrap)  # it serves no model

@@ -84,8 +84,9 @@ class Admin:
         return str(self._client.describe_topics([topic])[0]["topic_id"])
 
     def delete(self, topics: Iterable[str]) -> None:
-        """Remove them."""
-        self._client.delete_topics(list(topics))
+        """Remove those of them that there are."""
+        there = set(self._client.list_topics())
+        self._client.delete_topics([topic for topic in topics if topic in there])
 
     def close(self) -> None:
         """Done."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.peers import environment
 from benchmarks.run import BENCHMARKS, main
 from demo.broker import Broker
 
@@ -18,7 +19,7 @@ LOAD = {
     "checkpoint_interval_s", "zipf",
 }  # fmt: skip
 CONTENDERS = {"worker", "echo", "worker-rdk", "echo-rdk"}
-FLAGS = {"bars": ["--both-clients"]}
+FLAGS = {"bars": ["--both-clients"], "peers": ["--loads", "zipf"]}
 KEYS: dict[str, dict[str, set[str]]] = {
     "bars": {
         "seed": set(),
@@ -75,6 +76,20 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "models": {"sasrec", "hybrid"},
         "bars": {"hybrid_vs_sequence"},
     },
+    "peers": {
+        "seed": set(),
+        "bundle": {"model", "items", "L", "K"},
+        "loads": {"zipf"},
+        "lists_that_agreed": set(),
+        "bars": {
+            "quix_zipf",
+            "quix_zipf_librdkafka",
+            "bytewax_zipf",
+            "bytewax_zipf_librdkafka",
+            "plain_zipf",
+            "echo_zipf",
+        },
+    },
     "restore": {
         "seed": set(),
         "load": {"users", "mean_history", "repeats"},
@@ -88,6 +103,8 @@ KEYS: dict[str, dict[str, set[str]]] = {
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_smoke(name: str, broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "peers" and not environment.is_there():
+        pytest.skip("the peers' environment is not there: `python -m benchmarks.run peers --smoke` downloads it")
     file = tmp_path / "result.json"
     code = main([name, "--smoke", "--bootstrap", broker.bootstrap, "--json", str(file), *FLAGS.get(name, [])])
     printed = capsys.readouterr()
@@ -97,6 +114,9 @@ def test_smoke(name: str, broker: Broker, tmp_path: Path, capsys: pytest.Capture
     assert set(result) == HEAD | set(KEYS[name])
     for key, below in KEYS[name].items():
         assert not below or set(result[key]) == below, key
+    if name == "peers":
+        assert result["lists_that_agreed"] > 0
+        assert all(set(figures) == THROUGHPUT for figures in result["loads"]["zipf"]["backlog"].values())
     if name == "bars":
         assert all(set(result["backlog"][one]) == THROUGHPUT for one in CONTENDERS)
         assert all(set(result["paced"][one]) == LATENCY for one in CONTENDERS)
