@@ -3,6 +3,7 @@
 Axes: W windows, L history length.
 """
 
+import copy
 import json
 import math
 import time
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from exporter.device import Device
 from exporter.histories import Ints, Log, windows
@@ -21,7 +21,6 @@ from exporter.models.base import Recommender
 from stream_worker.errors import DataError
 
 CPU = Device()
-Tensors = tuple[Tensor, ...] | list[Tensor]
 BETAS = (0.9, 0.98)  # of SASRec's Adam
 YOUNG = 4  # in the beginning the average reaches back over this part of the steps so far
 
@@ -104,16 +103,9 @@ class Trainer:
         self._optimiser = torch.optim.AdamW(
             model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=BETAS, fused=True
         )
-        self._averaged = AveragedModel(model, multi_avg_fn=self._average).cpu()
+        self.averaged = copy.deepcopy(model).cpu()
         self._reach = 1.0  # steps
         self.epochs = self.steps = 0  # done
-
-    @property
-    def averaged(self) -> Recommender:
-        """The model with the averaged weights, on the CPU."""
-        averaged = self._averaged.module
-        assert isinstance(averaged, Recommender)
-        return averaged
 
     @property
     def learning_rate(self) -> float:
@@ -134,7 +126,7 @@ class Trainer:
         batches = list(batches_of(self._log, self._length, self._recipe.batch, self._rng))
         begin(len(batches))
         self._reach = self._recipe.average_epochs * len(batches)
-        self._averaged.to(self._device.name)
+        self.averaged.to(self._device.name)
         losses = []
         for number, (feeds, target_BL) in enumerate(batches):
             rate = self._recipe.learning_rate * self._schedule(self.steps, self.epochs + number / len(batches))
@@ -144,7 +136,7 @@ class Trainer:
             advance()
             if time.monotonic() > deadline:
                 break
-        self._averaged.cpu()
+        self.averaged.cpu()
         self.epochs += 1
         if not np.isfinite(losses).all():
             raise DataError(f"training: the loss is not finite in epoch {self.epochs}. Lower --learning-rate.")
@@ -155,7 +147,7 @@ class Trainer:
         feeds = {name: tensor.to(self._device.name) for name, tensor in feeds.items()}
         target_BL = target_BL.to(self._device.name)
         loss = step(self._model, self._optimiser, feeds, target_BL, self._recipe.clip, self._device)
-        self._averaged.update_parameters(self._model)
+        self._average()
         self.steps += 1
         return loss
 
@@ -163,7 +155,7 @@ class Trainer:
         """Everything that the next epoch depends on; tensors and plain values, which load without pickle's dangers."""
         return {
             "model": self._model.state_dict(),
-            "averaged": self._averaged.state_dict(),
+            "averaged": self.averaged.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "windows": json.dumps(self._rng.bit_generator.state),
             "torch": torch.get_rng_state(),
@@ -175,7 +167,7 @@ class Trainer:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there, as if there had been no interruption."""
         self._model.load_state_dict(state["model"])
-        self._averaged.load_state_dict(state["averaged"])
+        self.averaged.load_state_dict(state["averaged"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._rng.bit_generator.state = json.loads(state["windows"])
         torch.set_rng_state(state["torch"])
@@ -183,9 +175,11 @@ class Trainer:
             torch.cuda.set_rng_state(state["device"])
         self.epochs, self.steps = state["epochs"], state["steps"]
 
-    def _average(self, averaged: Tensors, current: Tensors, _count: Tensor | int) -> None:
+    def _average(self) -> None:
+        """Move the average towards the weights of this step; torch's AveragedModel would copy every buffer, too."""
         share = 1 / (1 + min(self._reach, self.steps / YOUNG))
-        torch._foreach_lerp_(averaged, current, share)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self._model.parameters()), share)
 
 
 def step(

@@ -16,7 +16,7 @@ from tests.logs import random_log
 
 N, LENGTH, K = 40, 10, 5
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-CHANGED_BY_REPEATS = ("hybrid", "sasrec", "streaming-transformer")
+CHANGED_BY_REPEATS = ("hybrid", "sasrec")
 CODES = {"view": 1, "click": 2, "purchase": 4}
 
 

@@ -68,10 +68,6 @@ class Unread(Popularity):
 PLAN = Plan(N, counted(range(N)), length=LENGTH)
 
 
-def test_parity_of_every_model(bundle: Bundle, model: Recommender) -> None:
-    assert check_parity(Graph(model, K).eval(), bundle.path / MODEL, LENGTH, 32, ACTIONS) <= 1e-4
-
-
 @pytest.mark.parametrize(
     ("broken", "message"),
     [

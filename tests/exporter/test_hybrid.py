@@ -55,14 +55,14 @@ def test_personal_frequency_is_part_of_it_where_items_may_be_listed_again(tmp_pa
     assert "now" in {entry.name for entry in bundle.manifest.inputs}
 
 
-@pytest.mark.parametrize("repeats", [False, True])
 def test_a_large_catalogue_gets_the_same_lists_without_passes_over_it(
-    repeats: bool, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dense = new_model("hybrid", seed, repeats=repeats)
+    dense = new_model("hybrid", seed, repeats=True)  # so that all of its parts are there
+
     for module in (hybrid, parts):
         monkeypatch.setattr(module, "DENSE_ITEMS", 0)
-    sparse = new_model("hybrid", seed, repeats=repeats)
+    sparse = new_model("hybrid", seed, repeats=True)
     feeds = {name: torch.from_numpy(array) for name, array in feeds_of(seed).items()}
     items = {name: tensor.detach() for name, tensor in dense.item_tensors().items()}
     with torch.inference_mode():
