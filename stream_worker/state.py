@@ -6,7 +6,6 @@ batch.
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,7 +17,7 @@ from stream_worker.errors import DataError
 from stream_worker.events import Events
 from stream_worker.excluded import NONE, Excluded
 from stream_worker.fold import Fold, append, insert
-from stream_worker.slabs import grow
+from stream_worker.slabs import Eldest, grow
 from stream_worker.vectors import NONE as NO_VECTOR
 from stream_worker.vectors import VectorCache, Vectors
 
@@ -123,7 +122,7 @@ class Partition:
         self.newest = 0  # the highest Kafka timestamp of a record, epoch ms
         self.leaving: set[str] = set()  # expired, their lists not erased yet: the changelog keeps them till then
         self.evicted: list[str] = []  # to make room, since the caller last emptied it
-        self._eldest: deque[tuple[int, int]] = deque()  # (row, applied_offset): who goes next, unless touched since
+        self._eldest = Eldest()  # by applied_offset
         self.changed: set[str] = set()  # users whose exact state is not what the last `take_changed` copied
         self.users: list[str | None] = []  # row -> user
         self._rows: dict[str, int] = {}
@@ -376,22 +375,13 @@ class Partition:
     def _make_room(self) -> None:
         """Evict users with the smallest `applied_offset`, so that one more fits."""
         while len(self._rows) >= self.max_users:
-            if not self._eldest:
-                self._find_eldest()
-            row, applied = self._eldest.popleft()
+            row = self._eldest.pop(self.applied_offset[: len(self.users)], NOBODY)
+            assert row is not None, "there are users"
             user = self.users[row]
-            if user is not None and self.applied_offset[row] == applied:
-                self.changed.add(user)
-                self.evicted.append(user)
-                self._remove(user)
-
-    def _find_eldest(self) -> None:
-        """The next to go, in order; all others have had an event since any of them."""
-        applied = self.applied_offset[: len(self.users)]
-        most = min(max(FIRST_ROWS, len(applied) // 64), len(applied))
-        rows = np.argpartition(applied, most - 1)[:most]
-        rows = rows[np.argsort(applied[rows])]
-        self._eldest = deque((row, offset) for row, offset in zip(rows.tolist(), applied[rows].tolist(), strict=True))
+            assert user is not None, "a row without a user has the stamp of nobody"
+            self.changed.add(user)
+            self.evicted.append(user)
+            self._remove(user)
 
     def _remove(self, user: str) -> None:
         row = self._rows.pop(user, None)

@@ -3,13 +3,14 @@
 Axes: C capacity in slots, S size of a user's vector, B users of a batch.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stream_worker.slabs import Eldest, grow
 
 NONE = 0  # the slot of everybody without a vector; it stays zero
 FIRST_SLOTS = 64
@@ -53,7 +54,7 @@ class VectorCache:
         self._keeps = 0
         self._used = 1
         self._free: list[int] = []
-        self._eldest: deque[tuple[int, int]] = deque()  # (slot, kept_at): who goes next, unless kept since
+        self._eldest = Eldest()
 
     @property
     def nbytes(self) -> int:
@@ -83,9 +84,10 @@ class VectorCache:
         for b in np.flatnonzero(slots_B == NONE).tolist():
             slot = self._claim()
             if slot == NONE:
-                slot = self._oldest()
-                if slot == NONE:
+                eldest = self._eldest.pop(self._kept_at[: self._used], self._keeps)
+                if eldest is None:  # all are of this batch
                     break
+                slot = eldest
                 lost.append(int(self._row[slot]))
             slots_B[b], self._kept_at[slot] = slot, self._keeps
         some = np.flatnonzero(slots_B)
@@ -109,25 +111,8 @@ class VectorCache:
         self._used += 1
         return self._used - 1
 
-    def _oldest(self) -> int:
-        """The slot whose vector was kept the longest ago, `NONE` if all are of this batch."""
-        while True:
-            if not self._eldest:
-                kept_at = self._kept_at[: self._used]
-                several = min(max(FIRST_SLOTS, self._used // 64), self._used)
-                slots = np.argpartition(kept_at, several - 1)[:several]
-                slots = slots[np.argsort(kept_at[slots])]
-                if kept_at[slots[0]] >= self._keeps:
-                    return NONE
-                self._eldest = deque(zip(slots.tolist(), kept_at[slots].tolist(), strict=True))
-            slot, kept_at_then = self._eldest.popleft()
-            if self._kept_at[slot] == kept_at_then < self._keeps:
-                return slot
-
     def _grow(self) -> None:
         slots = len(self._row)
         step = max(1, GROWTH_BYTES // max(1, self._slots[0].nbytes))
-        capacity = min(slots + min(max(slots, FIRST_SLOTS), step), self.most + 1)
-        for slab in (self._slots, self._row, self._kept_at):
-            slab.resize((capacity, *slab.shape[1:]), refcheck=False)
+        grow((self._slots, self._row, self._kept_at), slots, FIRST_SLOTS, step, self.most + 1)
         self._kept_at[slots:] = NEVER
