@@ -18,6 +18,7 @@ from torch import Tensor
 
 from exporter import dataset, device
 from exporter.data import NEGATIVE_ACTIONS, action_codes, first_test_event
+from exporter.device import Device
 from exporter.evaluation import histories_before, prequential, report, scorer_of
 from exporter.export import Serving, write_bundle
 from exporter.histories import Horizon, Log
@@ -145,7 +146,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
     )
     training = experiment.log[: experiment.test]
     checkpoint = _checkpoint(settings)
-    model = _new_model(experiment, settings, experiment.validation)
+    model = _new_model(experiment, settings, recipe.device, experiment.validation)
     epochs, window = 0, model.learner.window or _length(settings)
     if list(model.learner.parameters()):
         seen = replace(_served(settings), length=window)
@@ -170,7 +171,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
     model.tune(list(histories_before(training, validating_R, _served(settings))))
     if not settings.refit:
         return model
-    whole = _new_model(experiment, settings, experiment.test)
+    whole = _new_model(experiment, settings, recipe.device, experiment.test)
     whole.adopt(model)
     if epochs and not refit(whole.learner, training, window, epochs, recipe, console, checkpoint, settings.resume):
         console.print("refit: out of time; the model of the best epoch is kept, without the validation events")
@@ -200,8 +201,8 @@ def evaluated(model: Recommender, experiment: Experiment, settings: TrainSetting
     return figures
 
 
-def _new_model(experiment: Experiment, settings: TrainSettings, until: int) -> Recommender:
-    seed_everything(settings.seed, device.chosen(settings.device, settings.bf16))
+def _new_model(experiment: Experiment, settings: TrainSettings, place: Device, until: int) -> Recommender:
+    seed_everything(settings.seed, place)
     model = create(settings.model, _plan(experiment, settings, until))
     if settings.negatives:
         if not isinstance(model.learner, Sampling):

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from exporter.models.base import MASKED, Plan, Recommender, Tensors, exclude, register
 from exporter.models.counts import DENSE_ITEMS, gathered_once
 from exporter.models.itemknn import ItemKNNPart
-from exporter.models.parts import Part, largest, total
+from exporter.models.parts import Part, largest
 from exporter.models.personal import PersonalPart
 from exporter.models.popularity import Popularity
 from exporter.models.rules import RulesPart
@@ -106,7 +106,8 @@ class Hybrid(Recommender):
             return super().top(feeds, items, k)
         base_BN = exclude(self.sequence.scores(feeds, items), feeds["excluded_items"])
         recalled_BK = base_BN.topk(k).indices
-        named = [(rows.flatten(1), share.flatten(1)) for rows, share in self._named(feeds, items)]
+        entries = [part.distribution(feeds, items) for part in self._parts()]
+        named = [(items_BCM.flatten(1), share_BCM.flatten(1)) for items_BCM, share_BCM in entries]
         widths = [k, *(rows_BE.shape[1] for rows_BE, _ in named)]
         share_BPE = torch.stack(  # each part's shares stand in its own columns, under those of the others 0
             [
@@ -180,11 +181,6 @@ class Hybrid(Recommender):
         self.weights = self.weights[[*keeps, True]]
         readers: list[Recommender | Part] = [self.sequence, *self._parts()]
         self.reads = tuple(dict.fromkeys(name for part in readers for name in part.reads))  # type: ignore[misc]
-
-    def _named(self, feeds: Tensors, items: Tensors) -> list[tuple[Tensor, Tensor]]:
-        """Each part's entries, as shares of its distribution."""
-        entries = [part.entries(feeds, items) for part in self._parts()]
-        return [(items_BCM, added_BCM / total(added_BCM)) for items_BCM, added_BCM in entries]
 
     def _parts(self) -> list[Part]:
         """The parts, with the type that nn.ModuleList forgets."""

@@ -52,20 +52,23 @@ class Part(nn.Module, ABC):
             added_BCM: float32, at least 0; 0 where there is no entry.
         """
 
+    def distribution(self, feeds: Tensors, items: Tensors) -> tuple[Tensor, Tensor]:
+        """The entries, scaled to the sum 1 for each user; all 0 where the history says nothing."""
+        items_BCM, added_BCM = self.entries(feeds, items)
+        return items_BCM, added_BCM / total(added_BCM)
+
     def scores(self, feeds: Tensors, items: Tensors, least: float = 0.0) -> Tensor:
         """A distribution, float32 [B, N]: at least 0, with the sum 1, or 0 where the history says nothing.
 
         Args:
             least: added to all; nowhere cheaper than here.
         """
-        items_BCM, added_BCM = self.entries(feeds, items)
-        return gathered(items_BCM, added_BCM / total(added_BCM), items["item_bias"].shape[0], least)
+        return gathered(*self.distribution(feeds, items), items["item_bias"].shape[0], least)
 
     def shares(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
         """What each column of the history gives of that to the items of a list, float32 [B, K, L]."""
-        items_BCM, added_BCM = self.entries(feeds, items)
         count = None if self.sparse else items["item_bias"].shape[0]
-        shares_BKC = shares_of(items_BCM, added_BCM / total(added_BCM), top_BK, count)
+        shares_BKC = shares_of(*self.distribution(feeds, items), top_BK, count)
         return F.pad(shares_BKC, (feeds["history_items"].shape[1] - shares_BKC.shape[2], 0))
 
     def tune(self, batches: Batches) -> None:

@@ -48,15 +48,6 @@ class SASRec(SelfAttentive):
         """The hidden vector of the newest event, float32 [B, D]."""
         return self._hidden(feeds, items["item_vectors"], last_only=True)[:, 0]
 
-    def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
-        """All items by the product, those of the history by the pointer, too."""
-        user_BD = self.encode(feeds, items)
-        scores_BN = user_BD @ items["item_vectors"].T + items["item_bias"]
-        if self.copying is None:
-            return scores_BN
-        copies = self._copies(feeds, items["item_vectors"], user_BD[:, None], feeds["now"][:, None])
-        return scores_BN.scatter_add(1, copies.rows_BQL[:, 0], copies.added_BQL[:, 0])
-
     def hidden(self, feeds: Tensors) -> Tensor:
         """Every position."""
         return self._hidden(feeds, self.items_ND, last_only=False)
