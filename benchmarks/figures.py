@@ -88,15 +88,19 @@ def ratio(
 ) -> dict[str, Any]:
     """One contender's figure over another's; `met` says whether it keeps the bar, if there is one."""
     pairs = zip(figures[ours]["repeats"][name], figures[theirs]["repeats"][name], strict=True)
-    values = [one / max(other, 1e-9) for one, other in pairs]
+    return bar([one / max(other, 1e-9) for one, other in pairs], at_least, at_most)
+
+
+def bar(values: Sequence[float], at_least: float | None = None, at_most: float | None = None) -> dict[str, Any]:
+    """Ratios of one repeat each, as one, and whether it keeps the bar, if there is one."""
     value = statistics.median(values)
     met = None
     if at_least is not None:
         met = value >= at_least
     elif at_most is not None:
         met = value <= at_most
-    bar = {"at_least": at_least} if at_least is not None else {"at_most": at_most} if at_most is not None else {}
-    return {"value": value, "least": min(values), "most": max(values), **bar, "met": met}
+    limit = {"at_least": at_least} if at_least is not None else {"at_most": at_most} if at_most is not None else {}
+    return {"value": value, "least": min(values), "most": max(values), **limit, "met": met}
 
 
 def setting(result: Mapping[str, Any]) -> list[str]:
@@ -138,10 +142,10 @@ def rows(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def verdicts(bars: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line for each ratio."""
     lines = []
-    for name, bar in bars.items():
-        sign, limit = (">=", bar["at_least"]) if "at_least" in bar else ("<=", bar.get("at_most"))
-        verdict = "" if limit is None else f"  bar {sign} {limit:g}: {'met' if bar['met'] else 'NOT MET'}"
-        lines.append(f"  {name:22}{bar['value']:6.2f} ({bar['least']:.2f} to {bar['most']:.2f}){verdict}")
+    for name, one in bars.items():
+        sign, limit = (">=", one["at_least"]) if "at_least" in one else ("<=", one.get("at_most"))
+        verdict = "" if limit is None else f"  bar {sign} {limit:g}: {'met' if one['met'] else 'NOT MET'}"
+        lines.append(f"  {name:24}{one['value']:6.2f} ({one['least']:.2f} to {one['most']:.2f}){verdict}")
     return lines
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kafka.errors import KafkaError
 
-from benchmarks import bars, catch_up, checkpoints, graphs, machine, restore, soak
+from benchmarks import bars, catch_up, checkpoints, graphs, incremental, machine, restore, soak
 from benchmarks.peers import contest
 from stream_worker.errors import StreamWorkerError
 
@@ -31,6 +31,7 @@ BENCHMARKS = {
     "checkpoints": Benchmark(checkpoints.run, checkpoints.table),
     "catch-up": Benchmark(catch_up.run, catch_up.table),
     "graphs": Benchmark(graphs.run, graphs.table),
+    "incremental": Benchmark(incremental.run, incremental.table),
     "peers": Benchmark(contest.run, contest.table),
     "restore": Benchmark(restore.run, restore.table),
     "soak": Benchmark(soak.run, soak.table),

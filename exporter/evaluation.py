@@ -96,7 +96,7 @@ def scorer_of(model: Recommender) -> Scorer:
     def scores(feeds: Feeds) -> Floats:
         tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
         with torch.inference_mode():
-            scores_BN = model.scores(model.updated(from_history(tensors, model.vector_size), items), items)
+            scores_BN = model.scores(model.updated(from_history(tensors, model.kept), items), items)
             return exclude(scores_BN, tensors["excluded_items"]).numpy()
 
     return scores

@@ -36,6 +36,7 @@ from stream_worker.manifest import (
     ITEM_ROWS,
     ITEMS,
     MODEL,
+    RING,
     SCHEMA,
     Buckets,
     Manifest,
@@ -126,7 +127,7 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
     """
     tensors = padded(_detached(graph.model), graph.k)
     # B of the example is neither 1, which would be frozen, nor another axis's size.
-    feeds = random_feeds(np.random.default_rng(0), graph.k, 3, min(2, length), 4, [1], graph.model.vector_size)
+    feeds = random_feeds(np.random.default_rng(0), graph.k, 3, min(2, length), 4, [1], graph.model.kept)
     arguments = [torch.from_numpy(feeds[name]) for name in graph.feeds] + list(tensors.values())
     dims = {"B": Dim("B", min=1), "N": Dim("N", min=graph.k), "X": Dim("X", min=0)}
     if length > 1:  # an axis of one size is a constant
@@ -188,9 +189,9 @@ def export_item_encoder(encoder: nn.Module, path: Path, features: int) -> None:
 
 
 def _axes(name: str, argument: torch.Tensor) -> tuple[str | int, ...]:
-    """The axes of an input: the contract's names, S as its size, and of an item tensor N and its sizes."""
-    if name == "vector":
-        return "B", argument.shape[1]
+    """The axes of an input: the contract's names, the sizes of what is kept, and of an item tensor N and its sizes."""
+    if name == "vector" or name.startswith(RING):
+        return "B", *argument.shape[1:]
     return FEEDS[name][1] if name in FEEDS else ("N", *argument.shape[1:])
 
 
@@ -246,8 +247,8 @@ def _example(graph: Graph, model_path: Path, length: int, codes: list[int]) -> F
     items = _detached(graph.model)
     tensors = {name: tensor.numpy() for name, tensor in padded(items, graph.k).items()}
     rng = np.random.default_rng(0)
-    size = graph.model.vector_size
-    feeds = random_feeds(rng, len(items["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes, size)
+    kept = graph.model.kept
+    feeds = random_feeds(rng, len(items["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes, kept)
     feeds = {name: feeds[name] for name in graph.feeds}
     outputs = create_session(model_path).run(graph.outputs, feeds | tensors)
     example = {f"input.{name}": array for name, array in feeds.items()}

@@ -126,4 +126,5 @@ def _feeds(bundle: Bundle, log: Log, events_B: Ints, horizon: Horizon) -> Feeds:
     """What a worker would feed of these users; a user's vector, if there is one, is rebuilt from the history."""
     feeds = feeds_before(log, events_B, horizon)
     new = {name.replace("history_", "new_"): array for name, array in feeds.items() if name.startswith("history_")}
-    return {**feeds, **new, "vector": np.zeros((len(events_B), bundle.manifest.S), np.float32)}
+    kept = {name: np.zeros((len(events_B), *shape), np.float32) for name, shape in bundle.manifest.kept.items()}
+    return {**feeds, **new, **kept}

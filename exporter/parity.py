@@ -3,8 +3,9 @@
 Axes: B users, L history length, M new events, S size of a user's vector, N items, X excluded items, K list length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from exporter.histories import Feeds
 from exporter.models.base import FILLS, UPDATED, Graph, exclude
 from stream_worker.bundle import TOLERANCE, create_session
 from stream_worker.errors import BundleError
+from stream_worker.vectors import updated
 
 BATCHES = (1, 2, 7)
 TAIL = 5  # rows without an item at the end of the item tensors, as in the worker's slabs
@@ -39,14 +41,14 @@ def check_parity(graph: Graph, model_path: Path, length: int, largest_batch: int
     session = create_session(model_path)
     items = padded({name: tensor.detach() for name, tensor in graph.model.item_tensors().items()}, graph.k)
     worst = 0.0
-    for case, feeds in cases(len(items["item_bias"]), length, largest_batch, actions, graph.model.vector_size):
+    for case, feeds in cases(len(items["item_bias"]), length, largest_batch, actions, graph.model.kept):
         for tail in (0, TAIL):
             tensors = padded(items, len(items["item_bias"]) + tail)
             inputs = {name: feeds[name] for name in graph.feeds} | {n: t.numpy() for n, t in tensors.items()}
             found = dict(zip(graph.outputs, session.run(graph.outputs, inputs), strict=True))
             problem, difference = compare(graph, inputs, found)
-            if UPDATED in found and not problem:  # once more, from a vector that such users can have
-                inputs["vector"] = found[UPDATED]
+            if UPDATED in found and not problem:  # once more, from what such users can have
+                inputs |= updated({name: inputs[name] for name in graph.model.kept}, found)
                 found = dict(zip(graph.outputs, session.run(graph.outputs, inputs), strict=True))
                 problem, again = compare(graph, inputs, found)
                 difference = max(difference, again)
@@ -85,10 +87,10 @@ def compare(graph: Graph, inputs: Feeds, found: Feeds) -> tuple[str, float]:
         return "a list names an item twice", worst
     if "because" in found and _other_reasons(inputs["history_items"], expected, found):
         return "`because` differs", worst
-    if UPDATED in found:
-        worst = max(worst, float(_difference(found[UPDATED], expected[UPDATED].numpy()).max(initial=0)))
+    for name in found.keys() - {"items", "scores", "because"}:
+        worst = max(worst, float(_difference(found[name], expected[name].numpy()).max(initial=0)))
         if not worst <= TOLERANCE:
-            return "`vector` differs", worst
+            return f"`{name}` differs", worst
     return "", worst
 
 
@@ -101,14 +103,14 @@ def padded(tensors: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tenso
 
 
 def cases(
-    n: int, length: int, largest_batch: int, actions: Sequence[int], vector_size: int
+    n: int, length: int, largest_batch: int, actions: Sequence[int], kept: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Feeds]]:
     """Batches of 1, 2, 7 and the largest bucket; L of 1, about half, and all; empty, short and full histories."""
     rng = np.random.default_rng(0)
     for batch in sorted({*BATCHES, largest_batch}):
         for longest in sorted({1, (length + 1) // 2, length}):
             for excluded in RANDOM_X:
-                feeds = random_feeds(rng, n, batch, longest, excluded, actions, vector_size)
+                feeds = random_feeds(rng, n, batch, longest, excluded, actions, kept)
                 yield f"batch {batch}, history length {longest}, {excluded} excluded", feeds
 
 
@@ -119,11 +121,11 @@ def random_feeds(
     length: int,
     excluded: int,
     actions: Sequence[int],
-    vector_size: int = 0,
+    kept: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> Feeds:
     """All feeds of the contract for random users; the last one's history is full, the one before it has none.
 
-    All of a history is new, and the vector zero.
+    All of a history is new, and what is `kept` of a user, arrays of these shapes, zero.
     """
     size_B = rng.integers(0, length + 1, batch)
     size_B[-2:-1], size_B[-1] = 0, length
@@ -136,7 +138,7 @@ def random_feeds(
         "times": np.where(filled_BL, times_BL, 0),
     }
     return {f"{prefix}_{name}": array for prefix in ("history", "new") for name, array in events.items()} | {
-        "vector": np.zeros((batch, vector_size), np.float32),
+        **{name: np.zeros((batch, *shape), np.float32) for name, shape in kept.items()},
         "now": np.where(size_B > 0, times_BL[:, -1], 0),
         "excluded_items": rows_BX.astype(np.int32),
     }

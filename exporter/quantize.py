@@ -42,7 +42,6 @@ from stream_worker.errors import BundleError, DataError, SettingsError
 from stream_worker.manifest import (
     CONTENT,
     EXAMPLE,
-    FEEDS,
     ITEM_ENCODER,
     ITEM_ROWS,
     ITEMS,
@@ -149,9 +148,9 @@ def _example(beside: Path, manifest: Manifest, small: Small) -> Feeds:
     """
     codes = sorted(manifest.actions.values())
     rng = np.random.default_rng(0)
-    feeds = random_feeds(rng, manifest.items, CANDIDATES, manifest.L, EXAMPLE_EXCLUDED, codes, manifest.S)
+    feeds = random_feeds(rng, manifest.items, CANDIDATES, manifest.L, EXAMPLE_EXCLUDED, codes, manifest.kept)
     names = [value.name for value in small.model.graph.input]
-    feeds = {name: feeds[name] for name in names if name in FEEDS}
+    feeds = {name: feeds[name] for name in names if name in feeds}
     probe = beside / "probe.onnx"
     onnx.save(with_outputs(small.model, small.stepped), probe)
     session = create_session(probe)

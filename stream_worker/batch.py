@@ -1,7 +1,7 @@
 """Touched users to the arrays that the graph asks for: known items only, sorted by length, sliced, padded to buckets.
 
 Pure: arrays in, arrays out. Axes: B users, H history kept, L history the graph looks at, M new events, E excluded kept,
-X excluded items fed, S size of a user's vector.
+X excluded items fed.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from stream_worker.manifest import Buckets
 from stream_worker.state import Histories
-from stream_worker.vectors import Vectors
 
 NO_ITEM = -1
 Feeds = dict[str, NDArray[Any]]
@@ -55,13 +54,13 @@ class Prepared:
     now_B: NDArray[np.int64]  # time of the user's newest event, known or not, epoch ms
     excluded_items_BX: NDArray[np.int32]
     excluded_length_B: NDArray[np.intp]
-    new_length_B: NDArray[np.intp]  # of the history, the newest events that `vector_BS` has not seen
-    vector_BS: NDArray[np.float32]
+    new_length_B: NDArray[np.intp]  # of the history, the newest events that the kept vector has not seen
+    rebuilt_B: NDArray[np.bool_]  # whether these are all of it, whatever was kept
 
 
 def prepare(
     histories: Histories,
-    vectors: Vectors,
+    unseen_B: NDArray[np.int32],
     items: ItemIndex,
     vocabulary: Vocabulary,
     length: int,
@@ -71,7 +70,7 @@ def prepare(
 
     Args:
         histories: the users.
-        vectors: theirs.
+        unseen_B: of each user's events, the newest that the kept vector has not seen.
         items: hash -> row.
         vocabulary: of the model, for the interned actions of the state.
         length: L, the newest known events that are kept.
@@ -104,11 +103,10 @@ def prepare(
         np.concatenate([seen_BH, kept_BE], 1), excluded_BHE.shape[1], ((excluded_BHE, np.int32, NO_ITEM),)
     )
     # Beyond L the graph could not see all that is new: then the vector starts again from the history.
-    rebuilt_B = vectors.unseen_B > np.minimum(histories.length_B, length)
-    unseen_BH = filled_BH & (np.arange(H) >= (histories.length_B - vectors.unseen_B)[:, None])
+    rebuilt_B = unseen_B > np.minimum(histories.length_B, length)
+    unseen_BH = filled_BH & (np.arange(H) >= (histories.length_B - unseen_B)[:, None])
     new_B = np.where(rebuilt_B, length_B, np.minimum((known_BH & unseen_BH).sum(1), length_B))
-    vector_BS = np.where(rebuilt_B[:, None], np.float32(0), vectors.vector_BS)
-    return Prepared(items_BL, actions_BL, times_BL, length_B, now_B, excluded_BX, excluded_B, new_B, vector_BS)
+    return Prepared(items_BL, actions_BL, times_BL, length_B, now_B, excluded_BX, excluded_B, new_B, rebuilt_B)
 
 
 def right_align(
@@ -145,7 +143,8 @@ def slices(prepared: Prepared, buckets: Buckets, wanted: Container[str]) -> Iter
         wanted: names of the feeds that the graph takes.
 
     Yields:
-        The users of the batch as indices into `prepared`, and the feeds, whose rows beyond these users are padding.
+        The users of the batch as indices into `prepared`, and the feeds but for what is kept of users, whose rows
+        beyond these users are padding.
     """
     new = "new_items" in wanted
     order_B = np.argsort(prepared.new_length_B if new else prepared.history_length_B, kind="stable")
@@ -166,7 +165,6 @@ def slices(prepared: Prepared, buckets: Buckets, wanted: Container[str]) -> Iter
             seen_bM = np.arange(length) < length - prepared.new_length_B[users_b, None]
             feeds["new_items"][: len(users_b)][seen_bM] = NO_ITEM
             feeds["new_actions"][: len(users_b)][seen_bM] = feeds["new_times"][: len(users_b)][seen_bM] = 0
-            feeds["vector"] = _pad(prepared.vector_BS, users_b, batch, prepared.vector_BS.shape[1], 0)
         yield users_b, feeds
 
 

@@ -192,7 +192,7 @@ class Bundle:
         buckets = self.manifest.buckets
         for length in buckets.new if "new_items" in self.feeds else buckets.length:
             for batch in reversed(buckets.batch):
-                outputs = self.infer(_empty_feeds(batch, length, self.manifest.S))
+                outputs = self.infer(_empty_feeds(batch, length, self.manifest.kept))
         top = outputs["items"][0][np.isfinite(outputs["scores"][0])]
         self.default_list = top.astype(np.int32)
         return time.perf_counter() - start
@@ -277,7 +277,7 @@ def _open_session(model: Path, device: str, threads: int) -> tuple[Device, ort.I
     return "cpu", create_session(model, "cpu", threads)
 
 
-def _empty_feeds(batch: int, length: int, vector_size: int) -> Feeds:
+def _empty_feeds(batch: int, length: int, kept: Mapping[str, tuple[int, ...]]) -> Feeds:
     events: Feeds = {
         "items": np.full((batch, length), NO_ITEM, np.int32),
         "actions": np.zeros((batch, length), np.uint8),
@@ -285,6 +285,6 @@ def _empty_feeds(batch: int, length: int, vector_size: int) -> Feeds:
     }
     return {f"{prefix}_{name}": array for name, array in events.items() for prefix in ("history", "new")} | {
         "now": np.zeros(batch, np.int64),
-        "vector": np.zeros((batch, vector_size), np.float32),
+        **{name: np.zeros((batch, *shape), np.float32) for name, shape in kept.items()},
         "excluded_items": np.full((batch, excluded_bucket(length)), NO_ITEM, np.int32),
     }

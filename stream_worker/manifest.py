@@ -2,8 +2,8 @@
 
 The exporter writes it last, the worker reads it first. It is data only: no code, no pickle.
 
-Axes: B users, L history length, M new events, X excluded items, S size of a user's vector, N items, D item dimension,
-K list length.
+Axes: B users, L history length, M new events, X excluded items, S size of a user's vector, R places of a ring, E floats
+of a place, N items, D item dimension, K list length.
 """
 
 import hashlib
@@ -41,6 +41,10 @@ FEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "new_times": ("int64", ("B", "M")),
     "excluded_items": ("int32", ("B", "X")),
 }
+# What a graph keeps of a user besides `vector`: rings [B, R, E] of which the events of a run write single places.
+RING = "ring_"
+RING_PLACES = "ring_places"
+RING_NEW = "_new"
 INTEGERS = {name: np.iinfo(name) for name in ("int8", "uint8", "int16", "int32", "int64")}
 REQUIRED_OUTPUTS = ("items", "scores")
 
@@ -102,6 +106,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     exclude_seen: bool  # whether any item of the history is left out of the list
     buckets: Buckets
     report: dict[str, float] = {}  # the key figures of the evaluation, such as {"hr@10": 0.19}
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """What the graph keeps of each user, float32: the shapes of its vector and rings, by name."""
+        return {e.name: _sizes(e) for e in self.inputs if e.name == "vector" or e.name.startswith(RING)}
 
 
 def sha256_of(path: Path) -> FileEntry:
@@ -199,7 +208,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 def _graph_problems(manifest: Manifest) -> Iterator[str]:
     """What is wrong with the graph's inputs and outputs."""
     for entry in manifest.inputs:
-        if entry.name not in FEEDS and entry.name not in manifest.resident:
+        if entry.name not in FEEDS and entry.name not in manifest.resident and not entry.name.startswith(RING):
             yield f"the graph asks for {entry.name!r}, which this worker cannot feed. It feeds {sorted(FEEDS)}."
         if entry.name in FEEDS and entry.dtype != FEEDS[entry.name][0]:
             yield f"input {entry.name!r} is {entry.dtype}, but the contract says {FEEDS[entry.name][0]}."
@@ -211,12 +220,33 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
         yield f"vector and updated_vector must be float32 [B, S = {manifest.S}]."
     if len(vectors) != (2 if manifest.S else 0):
         yield "a graph that keeps a vector takes `vector`, gives `updated_vector`, and S is its size; else S is 0."
+    yield from _ring_problems(manifest)
     for name, resident in manifest.resident.items():
         bounds, fill = INTEGERS.get(resident.dtype), resident.fill_value
         if bounds and not (fill.is_integer() and bounds.min <= fill <= bounds.max):
             yield f"the fill of resident tensor {name!r} is {resident.fill}, which no {resident.dtype} can be."
     if "item_bias" not in manifest.resident:
         yield "no resident tensor item_bias: without it no row can be hidden."
+
+
+def _ring_problems(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the rings: each takes new entries, and all of them at the same places."""
+    given = {entry.name: (entry.dtype, entry.shape) for entry in manifest.outputs}
+    rings = [entry for entry in manifest.inputs if entry.name.startswith(RING)]
+    for ring in rings:
+        if ring.dtype != "float32" or len(ring.shape) != 3 or len(_sizes(ring)) != 2:
+            yield f"{ring.name} must be float32 [B, R, E], R and E numbers."
+        elif given.get(f"{ring.name}{RING_NEW}") != ("float32", ["B", "M", ring.shape[2]]):
+            yield f"{ring.name} needs an output {ring.name}{RING_NEW} float32 [B, M, {ring.shape[2]}]."
+    if rings and not manifest.S:
+        yield "a graph that keeps rings keeps a vector, too, which says how far they are."
+    if rings and given.get(RING_PLACES) != ("int64", ["B", "M"]):
+        yield f"a graph that keeps rings gives {RING_PLACES} int64 [B, M]."
+
+
+def _sizes(entry: TensorEntry) -> tuple[int, ...]:
+    """The axes of fixed size."""
+    return tuple(axis for axis in entry.shape if isinstance(axis, int))
 
 
 def _check_file(path: Path, entry: FileEntry) -> None:

@@ -55,7 +55,7 @@ class Ownership(Mapping[int, Owned]):
         metrics: restores and rebalances.
         actions: names of restored actions are interned there.
         list_length: K.
-        vector_size: S.
+        vectors: what the model keeps of users, if it keeps anything.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Ownership(Mapping[int, Owned]):
         metrics: Metrics,
         actions: Actions,
         list_length: int,
-        vector_size: int = 0,
+        vectors: VectorCache | None = None,
     ) -> None:
         self._settings = settings
         self._transport = transport
         self._metrics = metrics
         self._actions = actions
         self._list_length = list_length
-        self._vector_size = vector_size
+        self._vectors = vectors
         self._owned: dict[int, Owned] = {}
 
     def __getitem__(self, number: int) -> Owned:
@@ -124,8 +124,7 @@ class Ownership(Mapping[int, Owned]):
         ttl_ms = None if settings.user_ttl_s is None else int(settings.user_ttl_s * 1000)
         state = Partition(
             number, settings.history_length, settings.excluded_length, self._list_length,
-            settings.max_users_per_partition, ttl_ms,
-            VectorCache(self._vector_size, settings.vector_cache_users, settings.vector_cache_precision),
+            settings.max_users_per_partition, ttl_ms, self._vectors,
         )  # fmt: skip
         loader = Loader(state, self._actions, f"{settings.state_topic}-{number}")
         self._owned[number] = Owned(state, assigned, loader, time.monotonic())

@@ -29,9 +29,9 @@ from stream_worker.outbox import Outbox, Sent
 from stream_worker.ownership import Lease, Owned, Ownership
 from stream_worker.rejects import Breaker, rejected
 from stream_worker.settings import Settings
-from stream_worker.state import Actions, Histories, Partition
+from stream_worker.state import ALL_UNSEEN, Actions, Histories, Partition
 from stream_worker.transports.base import Cause, Polled, Record, Topic, Transport
-from stream_worker.vectors import Vectors
+from stream_worker.vectors import NONE, VectorCache
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +101,9 @@ class Pipeline:
         self._outbox = Outbox(transport, metrics, manifest.model, settings.variant, settings.max_in_flight, self._lease)
         self._breaker = Breaker(settings.events_topic, settings.max_reject_share)
         self._judge = Judge(metrics, settings.variant, bundle.default_list[: self._k])
-        self.owned = Ownership(settings, transport, metrics, self.actions, self._k, manifest.S)
+        kept, most = manifest.kept, settings.vector_cache_users
+        self._vectors = VectorCache(kept, most, settings.vector_cache_precision) if kept else None
+        self.owned = Ownership(settings, transport, metrics, self.actions, self._k, self._vectors)
         self._checkpoints = Checkpoints(settings, transport, metrics, self.actions)
         self.marked = Marked()
         self._stalled = False  # users are marked, but nothing may be sent
@@ -283,16 +285,23 @@ class Pipeline:
             self._vocabulary = Vocabulary.of(self.actions.names, manifest.actions, manifest.excluding_actions)
         of_partition = list(_by_partition(users))
         histories = Histories.concatenate([state.gather(rows) for state, rows in of_partition])
-        vectors = Vectors.concatenate([state.vectors(rows) for state, rows in of_partition])
-        prepared = prepare(histories, vectors, self._bundle.items, self._vocabulary, manifest.L, self._exclude_seen)
+        unseen_B = np.concatenate([state.unseen[rows] for state, rows in of_partition])
+        if self._vectors is not None:
+            slots_B = self._vectors.find(np.concatenate([state.vector_key[rows] for state, rows in of_partition]))
+            unseen_B[slots_B == NONE] = ALL_UNSEEN
+        prepared = prepare(histories, unseen_B, self._bundle.items, self._vocabulary, manifest.L, self._exclude_seen)
         messages: list[Sent] = []
         for index_b, feeds in slices(prepared, manifest.buckets, self._bundle.feeds):
+            if self._vectors is not None:
+                kept_b = np.where(prepared.rebuilt_B[index_b], NONE, slots_B[index_b])
+                feeds |= self._vectors.take(kept_b, len(feeds["now"]))
             lap("batch")
             outputs = self._bundle.infer(feeds)
             lap("infer")
             served = [users[index] for index in index_b]
-            if manifest.S:
-                _keep_vectors(served, outputs["updated_vector"])
+            if self._vectors is not None:
+                for one, key in zip(served, self._vectors.keep(slots_B[index_b], outputs).tolist(), strict=True):
+                    one.state.vector_key[one.row], one.state.unseen[one.row] = key, 0
             messages += self._encode(served, feeds, outputs)
             lap("encode")
             self._metrics.batch_users.observe(len(index_b))
@@ -393,7 +402,8 @@ class Pipeline:
             metrics.lag_records.labels(partition=number).set(waiting)
             metrics.lag_seconds.labels(partition=number).set(age_s)
             metrics.users.labels(partition=number).set(len(owned.state))
-        metrics.state_bytes.set(sum(owned.state.nbytes for owned in self.owned.values()))
+        kept_bytes = 0 if self._vectors is None else self._vectors.nbytes
+        metrics.state_bytes.set(sum(owned.state.nbytes for owned in self.owned.values()) + kept_bytes)
         metrics.pending_users.set(len(self.marked))
         metrics.in_flight_bytes.set(self._outbox.nbytes)
 
@@ -407,15 +417,6 @@ def _by_partition(users: Sequence[Served]) -> Iterator[tuple[Partition, list[int
     for _, group in itertools.groupby(users, key=_number):
         served = list(group)
         yield served[0].state, [one.row for one in served]
-
-
-def _keep_vectors(users: Sequence[Served], vector_BS: NDArray[np.float32]) -> None:
-    """The vectors that the graph gave have seen all events of their users."""
-    places: dict[int, list[int]] = {}  # by partition
-    for place, one in enumerate(users):  # rows beyond the users are padding
-        places.setdefault(one.state.number, []).append(place)
-    for at in places.values():
-        users[at[0]].state.keep_vectors([users[place].row for place in at], vector_BS[at])
 
 
 def _number(served: Served) -> int:

@@ -178,7 +178,8 @@ class Settings(StateSettings):
     vector_cache_users: int | None = Field(
         None,
         ge=1,
-        description="Users of a partition whose vector is kept, where the model keeps one; that of others is made anew "
+        le=100_000_000,
+        description="Users of a worker whose vector is kept, where the model keeps one; that of others is made anew "
         "from the history. Default: as many as fit into 256 MiB.",
     )
     vector_cache_precision: Literal["float32", "float16"] = Field(

@@ -1,8 +1,7 @@
 """The users of one partition, in NumPy slabs: a row a user.
 
 Only the main thread touches it. Everything here is a function of the log alone: no model, no clock.
-Axes: C capacity in rows, H history length, E excluded length, K list length, S size of a user's vector, B users of a
-batch.
+Axes: C capacity in rows, H history length, E excluded length, K list length, B users of a batch.
 """
 
 import math
@@ -19,7 +18,7 @@ from stream_worker.excluded import NONE, Excluded
 from stream_worker.fold import Fold, append, insert
 from stream_worker.slabs import Eldest, grow
 from stream_worker.vectors import NONE as NO_VECTOR
-from stream_worker.vectors import VectorCache, Vectors
+from stream_worker.vectors import VectorCache
 
 FIRST_ROWS = 256  # of the slabs
 MAX_ACTIONS = 65_535
@@ -103,7 +102,7 @@ class Partition:
         list_length: K, items of the last list that are remembered for judging it.
         max_users: most users; for one more, the user without an event for the most records goes.
         ttl_ms: users whose last event is older than this, against `newest`, go; None for never.
-        vectors: room for the vectors that a model keeps; none where it keeps none.
+        vectors: what the model keeps of users, of all partitions; None where it keeps nothing.
     """
 
     def __init__(
@@ -139,11 +138,11 @@ class Partition:
         self.applied_offset = np.zeros(0, np.int64)  # last event folded
         self.listed_offset = np.zeros(0, np.int64)  # last event that an acknowledged list covers
         self.timestamp = np.zeros(0, np.int64)  # Kafka timestamp of the last event, epoch ms
-        # Caches, never durable. Item rows of the last list handed to the producer, -1 where there is none; the slot of
+        # Caches, never durable. Item rows of the last list handed to the producer, -1 where there is none; the key of
         # the model's vector, and how many of the user's newest events that has not seen.
         self.listed_items = np.zeros((0, k), np.int32)
-        self._vectors = vectors or VectorCache(0)
-        self.vector_slot = np.zeros(0, np.int32)
+        self._vectors = vectors
+        self.vector_key = np.zeros(0, np.int64)
         self.unseen = np.zeros(0, np.int32)
 
     def __len__(self) -> int:
@@ -155,13 +154,13 @@ class Partition:
         return (
             self.items, self.times, self.actions, self.length,
             self.excluded_row, self.events, self.applied_offset, self.listed_offset, self.timestamp,
-            self.listed_items, self.vector_slot, self.unseen,
+            self.listed_items, self.vector_key, self.unseen,
         )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
         """Bytes of the slabs."""
-        return sum(slab.nbytes for slab in self._slabs) + self.excluded.nbytes + self._vectors.nbytes
+        return sum(slab.nbytes for slab in self._slabs) + self.excluded.nbytes
 
     def row(self, user: str) -> int | None:
         """The user's row, or None."""
@@ -359,19 +358,6 @@ class Partition:
             self.excluded.length[excluded_B],
         )
 
-    def vectors(self, rows_B: Sequence[int] | NDArray[Any]) -> Vectors:
-        """Copies of these users' vectors."""
-        rows_B = np.asarray(rows_B, np.intp)
-        return Vectors(self._vectors.take(self.vector_slot[rows_B]), self.unseen[rows_B])
-
-    def keep_vectors(self, rows: Sequence[int], vector_BS: NDArray[np.float32]) -> None:
-        """These vectors have seen all events of their users; others may have to go for them."""
-        rows_B = np.array(rows, np.intp)
-        self.vector_slot[rows_B], lost = self._vectors.keep(self.vector_slot[rows_B], rows_B, vector_BS)
-        self.unseen[rows_B] = np.where(self.vector_slot[rows_B] == NO_VECTOR, ALL_UNSEEN, 0)
-        self.vector_slot[lost] = NO_VECTOR
-        self.unseen[lost] = ALL_UNSEEN
-
     def _make_room(self) -> None:
         """Evict users with the smallest `applied_offset`, so that one more fits."""
         while len(self._rows) >= self.max_users:
@@ -390,8 +376,9 @@ class Partition:
             self.applied_offset[row] = self.listed_offset[row] = self.timestamp[row] = NOBODY
             self.excluded.release(int(self.excluded_row[row]))
             self.excluded_row[row] = NONE
-            self._vectors.release(int(self.vector_slot[row]))
-            self.vector_slot[row] = NO_VECTOR
+            if self._vectors is not None:
+                self._vectors.release(int(self.vector_key[row]))
+            self.vector_key[row] = NO_VECTOR
             self._free.append(row)
 
     def _add(self, user: str) -> int:

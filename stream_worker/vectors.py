@@ -1,103 +1,119 @@
-"""The vectors that a model keeps of a partition's users: a cache with a bound, as all of them can be made anew.
+"""What a model keeps of users, such as a vector: a cache with a bound, as all of it can be made anew.
 
-Axes: C capacity in slots, S size of a user's vector, B users of a batch.
+A user's owner holds a *key*: the slot, and a number that tells whether the slot is still this user's. So nobody need be
+told when a slot goes to somebody else.
+
+Axes: C capacity in slots, B users of a batch, M new events, R places of a ring, E floats of a place.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_worker.manifest import RING_NEW, RING_PLACES
 from stream_worker.slabs import Eldest, grow
 
-NONE = 0  # the slot of everybody without a vector; it stays zero
+NONE = 0  # the key and slot of everybody of whom nothing is kept; it stays zero
 FIRST_SLOTS = 64
 GROWTH_BYTES = 2**26  # slabs double up to this, and then grow by it
 DEFAULT_BYTES = 2**28  # of a cache whose bound is not given in users
 NEVER = 2**62  # a slot that is free: nobody to evict
+SLOT_BITS = 28  # of a key; above them is the number of the claim
+CLAIMS = 2 ** (63 - SLOT_BITS)  # after so many the numbers begin again
 
 Precision = Literal["float32", "float16"]
-
-
-@dataclass
-class Vectors:
-    """Vectors of users: copies, a row a user; and how many of their newest events each lacks."""
-
-    vector_BS: NDArray[np.float32]
-    unseen_B: NDArray[np.int32]
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["Vectors"]) -> "Vectors":
-        """The users of all parts, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(np.concatenate([p.vector_BS for p in parts]), np.concatenate([p.unseen_B for p in parts]))
+Arrays = dict[str, NDArray[Any]]
 
 
 class VectorCache:
-    """Slots of vectors; when all are taken, those kept the longest ago go. The owner keeps each user's slot.
+    """Slots with an array of each shape; when all are taken, those kept the longest ago go.
 
     Args:
-        size: S.
+        shapes: what is kept of a user, by name: `vector` and rings, as the manifest has them.
         most: slots; None for as many as fit into `DEFAULT_BYTES`.
-        precision: of a vector at rest; half of it halves the memory.
+        precision: at rest; half of it halves the memory.
     """
 
-    def __init__(self, size: int, most: int | None = None, precision: Precision = "float32") -> None:
-        dtype = np.dtype(precision)
-        self.most = max(1, DEFAULT_BYTES // max(1, size * dtype.itemsize)) if most is None else most
-        self._slots = np.zeros((1, size), dtype)
-        self._row = np.zeros(1, np.int32)  # of the user whose vector it is, in the owner's slabs
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], most: int | None = None, precision: Precision = "float32"
+    ) -> None:
+        self._slot_bytes = np.dtype(precision).itemsize * max(1, sum(math.prod(shape) for shape in shapes.values()))
+        self.most = max(1, DEFAULT_BYTES // self._slot_bytes) if most is None else most
+        self._slabs: Arrays = {name: np.zeros((1, *shape), precision) for name, shape in shapes.items()}
+        self._key = np.zeros(1, np.int64)
         self._kept_at = np.full(1, NEVER, np.int64)
-        self._keeps = 0
+        self._claims = 0
+        self._steps = 0
         self._used = 1
         self._free: list[int] = []
         self._eldest = Eldest()
+        self._feeds: dict[int, Arrays] = {}  # by batch size
 
     @property
     def nbytes(self) -> int:
         """Bytes of the slabs."""
-        return self._slots.nbytes + self._row.nbytes + self._kept_at.nbytes
+        return sum(slab.nbytes for slab in (*self._slabs.values(), self._key, self._kept_at))
 
-    def take(self, slots_B: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Copies of these slots' vectors, float32 [B, S]; zeros for `NONE`."""
-        return self._slots[slots_B].astype(np.float32, copy=False)
+    def find(self, keys_B: NDArray[np.int64]) -> NDArray[np.intp]:
+        """The slots of these users, which they keep until the next call; `NONE` of whom nothing is kept any more."""
+        slots_B: NDArray[np.intp] = (keys_B & (2**SLOT_BITS - 1)).astype(np.intp)
+        slots_B[self._key[slots_B] != keys_B] = NONE
+        self._steps += 1
+        self._kept_at[slots_B] = self._steps
+        self._kept_at[NONE] = NEVER
+        return slots_B
 
-    def keep(
-        self, slots_B: NDArray[np.int32], rows_B: NDArray[Any], vector_BS: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int32], list[int]]:
-        """Keep the vectors of these users, who are different ones.
+    def take(self, slots_B: NDArray[np.intp], batch: int) -> Arrays:
+        """Copies of these slots, float32 [batch, …], by name; zeros for `NONE` and in rows beyond.
+
+        They are overwritten by the next call for so large a batch.
+        """
+        if batch not in self._feeds:
+            self._feeds[batch] = {
+                name: np.empty((batch, *slab.shape[1:]), np.float32) for name, slab in self._slabs.items()
+            }
+        feeds, at_B = self._feeds[batch], np.zeros(batch, np.intp)
+        at_B[: len(slots_B)] = slots_B
+        for name, slab in self._slabs.items():
+            if slab.dtype == np.float32:
+                np.take(slab, at_B, 0, feeds[name], mode="clip")  # the mode that takes no detour by a buffer
+            else:
+                feeds[name][:] = slab[at_B]
+        return feeds
+
+    def keep(self, slots_B: NDArray[np.intp], outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """Keep what the graph gave these users, who are different ones.
 
         Args:
-            slots_B: the slots that they have.
-            rows_B: their rows.
+            slots_B: those that they have, as `find` and `take` know them.
+            outputs: of the graph; rows beyond the users are not looked at.
 
         Returns:
-            Their slots, `NONE` where the cache is smaller than the batch; and the rows of users who lost theirs.
+            Their keys, `NONE` where the cache is smaller than what was asked for in one step.
         """
-        slots_B, lost = slots_B.copy(), []
-        self._keeps += 1
-        self._kept_at[slots_B] = self._keeps
-        self._kept_at[NONE] = NEVER
+        slots_B = slots_B.copy()
         for b in np.flatnonzero(slots_B == NONE).tolist():
             slot = self._claim()
             if slot == NONE:
-                eldest = self._eldest.pop(self._kept_at[: self._used], self._keeps)
-                if eldest is None:  # all are of this batch
+                eldest = self._eldest.pop(self._kept_at[: self._used], self._steps)
+                if eldest is None:  # all are of this step
                     break
                 slot = eldest
-                lost.append(int(self._row[slot]))
-            slots_B[b], self._kept_at[slot] = slot, self._keeps
-        some = np.flatnonzero(slots_B)
-        self._slots[slots_B[some]], self._row[slots_B[some]] = vector_BS[some], rows_B[some]
-        return slots_B, lost
+            self._claims = (self._claims + 1) % CLAIMS
+            slots_B[b], self._kept_at[slot] = slot, self._steps
+            self._key[slot] = self._claims << SLOT_BITS | slot
+        write(self._slabs, slots_B, np.flatnonzero(slots_B), outputs)
+        return self._key[slots_B]
 
-    def release(self, slot: int) -> None:
-        """The user of this slot is gone."""
-        if slot != NONE:
+    def release(self, key: int) -> None:
+        """The user with this key is gone."""
+        slot = key & (2**SLOT_BITS - 1)
+        if slot != NONE and self._key[slot] == key:
             self._kept_at[slot] = NEVER
+            self._key[slot] = NONE
             self._free.append(slot)
 
     def _claim(self) -> int:
@@ -106,13 +122,34 @@ class VectorCache:
             return self._free.pop()
         if self._used > self.most:
             return NONE
-        if self._used == len(self._row):
+        if self._used == len(self._key):
             self._grow()
         self._used += 1
         return self._used - 1
 
     def _grow(self) -> None:
-        slots = len(self._row)
-        step = max(1, GROWTH_BYTES // max(1, self._slots[0].nbytes))
-        grow((self._slots, self._row, self._kept_at), slots, FIRST_SLOTS, step, self.most + 1)
+        slots = len(self._key)
+        step = max(1, GROWTH_BYTES // self._slot_bytes)
+        grow((*self._slabs.values(), self._key, self._kept_at), slots, FIRST_SLOTS, step, self.most + 1)
         self._kept_at[slots:] = NEVER
+
+
+def write(
+    slabs: Arrays, slots_B: NDArray[np.intp], users_b: NDArray[np.intp], outputs: Mapping[str, NDArray[Any]]
+) -> None:
+    """Put what a graph gave these of its users into their slots: the vector, and of rings the places of new events."""
+    for name, slab_CRE in slabs.items():
+        if name == "vector":
+            slab_CRE[slots_B[users_b]] = outputs["updated_vector"][users_b]
+            continue
+        places_bM = outputs[RING_PLACES][users_b]
+        b, m = np.nonzero(places_bM < slab_CRE.shape[1])
+        slab_CRE[slots_B[users_b[b]], places_bM[b, m]] = outputs[f"{name}{RING_NEW}"][users_b[b], m]
+
+
+def updated(kept: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    """What is kept of a batch of users [B, …] after a run of the graph."""
+    copies = {name: array.copy() for name, array in kept.items()}
+    users_B = np.arange(len(outputs["items"]))
+    write(copies, users_B, users_B, outputs)
+    return copies

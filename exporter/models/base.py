@@ -22,6 +22,8 @@ A model reads the whole history each time (*recompute*), or keeps a vector of ea
     vector           float32 [B, S]  after the events before the new ones; zeros for a new user
     new_items, new_actions, new_times [B, M]  as above, the events that the vector has not seen; after a restart or a
                      late event the whole history, with a vector of zeros
+    ring_*           float32 [B, R, E]  what the model keeps of a user's newest R events (`rings`); the worker replaces
+                     single places of it. What no event of the history has written is undefined, but finite.
 
 Four rules keep a list the same wherever it is computed; `tests/exporter/test_contract.py` holds every model to them:
 a user's list depends on no other user of the batch and on no padding (L varies from batch to batch); no input gives
@@ -33,6 +35,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar, Literal, Self, TypeVar
 
 import numpy as np
@@ -46,6 +49,8 @@ from stream_worker.errors import SettingsError
 Tensors = Mapping[str, Tensor]
 
 UPDATED = "updated_vector"
+PLACES = "ring_places"
+NEW = "_new"  # after the name of a ring: what comes into it
 MASKED = -1e9  # finite: a softmax over nothing but -inf is NaN in ONNX Runtime, though not in torch
 # The value of a row that holds no item; 0 for every other item tensor.
 FILLS = {"item_bias": float("-inf"), "item_rules_rows": -1.0, "item_knn_rows": -1.0}
@@ -96,6 +101,9 @@ class Recommender(nn.Module, ABC):
         explains: whether `because` is part of the graph.
         learns_negatives: whether it learns from what users disliked or hid; else it sees no such event.
         vector_size: S, of a recurrent model; 0 for others.
+        rings: of a recurrent model that keeps more of each event than should be copied for the next one: R and E of
+            each, by their names, which begin with `ring_`. Its `updated` gives, beside the vector, `ring_places`
+            int64 [B, M], the place of each new event (R: none), and the new entries as `ring_*_new` float32 [B, M, E].
         window: the newest events that it looks at, and is trained on windows of; None: all L of the plan.
     """
 
@@ -104,7 +112,13 @@ class Recommender(nn.Module, ABC):
     explains: ClassVar[bool] = False
     learns_negatives: ClassVar[bool] = False
     vector_size: int = 0
+    rings: Mapping[str, tuple[int, int]] = MappingProxyType({})
     window: int | None = None
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """What is kept of each user: the shape of the vector and of the rings, by name; nothing by most models."""
+        return {**({"vector": (self.vector_size,)} if self.vector_size else {}), **self.rings}
 
     @property
     def item_encoder(self) -> nn.Module | None:
@@ -198,8 +212,8 @@ class Graph(nn.Module):
     """What is exported: the model's list, exclusions left out, and what goes with it.
 
     The positional inputs are `inputs`, the outputs `outputs`: `items` int64 [B, K] and `scores` float32 [B, K], best
-    first, a score of -inf meaning "no item"; `because` int64 [B, K] where the model explains, and `updated_vector`
-    float32 [B, S] where it keeps one (ONNX allows no output with the name of an input).
+    first, a score of -inf meaning "no item"; `because` int64 [B, K] where the model explains, `updated_vector`
+    float32 [B, S] where it keeps one (ONNX allows no output with the name of an input), and what comes into its rings.
     """
 
     def __init__(self, model: Recommender, k: int) -> None:
@@ -208,10 +222,12 @@ class Graph(nn.Module):
         self.model, self.k = model, k
         self.feeds = (*model.reads, "excluded_items")
         self.inputs = (*self.feeds, *model.item_tensors())
+        self.entries = ((PLACES,) if model.rings else ()) + tuple(f"{name}{NEW}" for name in model.rings)
         self.outputs = (
             *("items", "scores"),
             *(("because",) if model.explains else ()),
             *((UPDATED,) if model.vector_size else ()),
+            *self.entries,
         )
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -227,14 +243,14 @@ class Graph(nn.Module):
             outputs.append(torch.where(scores_BK > MASKED, because_BK, -1))
         if self.model.vector_size:
             outputs.append(current["vector"])
-        return tuple(outputs)
+        return (*outputs, *(current[name] for name in self.entries))
 
 
-def from_history(feeds: Tensors, vector_size: int) -> Tensors:
+def from_history(feeds: Tensors, kept: Mapping[str, tuple[int, ...]]) -> Tensors:
     """The feeds of users whose vector is rebuilt: all of the history is new."""
     history_BL = feeds["history_items"]
     new = {name.replace("history_", "new_"): tensor for name, tensor in feeds.items() if name.startswith("history_")}
-    return {**feeds, **new, "vector": torch.zeros(len(history_BL), vector_size)}
+    return {**feeds, **new, **{name: torch.zeros(len(history_BL), *shape) for name, shape in kept.items()}}
 
 
 def exclude(scores_BN: Tensor, excluded_BX: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class MatrixFactorisation(Recommender):
         items = self.item_tensors()
 
         def scores(feeds: Tensors) -> Tensor:
-            return self.scores(self.updated(from_history(feeds, self.vector_size), items), items)
+            return self.scores(self.updated(from_history(feeds, self.kept), items), items)
 
         return ndcg_of(scores, batches)
 

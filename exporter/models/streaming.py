@@ -6,13 +6,12 @@ The blocks are SASRec's (Kang & McAuley 2018). An event sees itself and the W - 
 values never change once they are computed, and B blocks know of B (W - 1) + 1 events: W is chosen such that the history
 holds as many, and what is rebuilt from it is what was kept.
 
-Update rule: the new events' keys and values take the places of the oldest in a ring. Memory per user: a ring of R
-places of E = 2 B D floats, and two more such places: one for the newest event's hidden vector and where the ring goes
-on, and one that stays zero, to which padding is written. Cost per event: B blocks for one position, the ring's length
-in attention, and a copy of the ring.
+Update rule: the new events' keys and values take the places of the oldest in rings, which the worker keeps: the graph
+gives the new ones alone. Memory per user: R places in each of 2 B rings of D floats, and a vector of the newest event's
+hidden state and where the rings go on. Cost per event: B blocks for one position, and the rings' length in attention.
 
-Axes: B users, L history length, M new events, R = W - 1 places of the ring, E floats of a place, K = R + M keys, D item
-dimension, H attention heads.
+Axes: B users, L history length, M new events, R = W - 1 places of a ring, K = R + M keys, D item dimension, H attention
+heads.
 """
 
 import math
@@ -32,7 +31,10 @@ from exporter.models.attention import (
     gap_steps,
     masked,
 )
-from exporter.models.base import Plan, Tensors, register
+from exporter.models.base import NEW, PLACES, Plan, Tensors, register
+
+KEYS = tuple(f"ring_keys_{number}" for number in range(BLOCKS))
+VALUES = tuple(f"ring_values_{number}" for number in range(BLOCKS))
 
 
 class Ring(NamedTuple):
@@ -41,7 +43,7 @@ class Ring(NamedTuple):
     Attributes:
         age_BR: int64, how many events are newer in the ring; 0 is the newest.
         is_event_BR: bool.
-        place_BM: int64, of each new event; R + 1 of padding, and where a newer one will take it.
+        place_BM: int64, of each new event; R of padding, and where a newer one will take it.
         begin_B: int64, the place of the next event.
     """
 
@@ -66,48 +68,42 @@ class StreamingTransformer(SelfAttentive):
         self.width = self.sees = max(2, min(plan.window, (plan.length - 1) // BLOCKS + 1))  # W
         self.ring = self.width - 1
         self.window = BLOCKS * self.ring + 1
-        self.entry = 2 * BLOCKS * plan.dim  # E
-        self.vector_size = (self.ring + 2) * self.entry
+        self.vector_size = plan.dim + 1
+        self.rings = dict.fromkeys((*KEYS, *VALUES), (self.ring, plan.dim))
         head_HD = torch.eye(HEADS).repeat_interleave(plan.dim // HEADS, 1)
         self.register_buffer("head_HD", head_HD, persistent=False)  # 1 where a dimension belongs to a head
         self.gaps_GD = nn.Parameter(torch.randn(len(GAP_EDGES_MS) + 2, plan.dim) * INITIAL_STD)
         self.distance_WH = nn.Parameter(torch.zeros(self.width, HEADS))
         self.reads = (  # type: ignore[misc]
-            *("vector", "new_items", "history_items", "history_times"),
+            *("vector", *self.rings, "new_items", "history_items", "history_times"),
             *(("now",) if plan.repeats else ()),
         )
 
-    def update(self, feeds: Tensors, items: Tensors) -> Tensor:
-        """The new positions through all blocks, their keys and values into the ring."""
-        new_BM, history_BL = feeds["new_items"], feeds["history_items"]
+    def updated(self, feeds: Tensors, items: Tensors) -> Tensors:
+        """The new positions through all blocks; their keys and values, and the places that these take."""
+        new_BM, history_BL, vector_BS = feeds["new_items"], feeds["history_items"], feeds["vector"]
         is_new_BM, new = new_BM >= 0, new_BM.shape[1]
         count_B = is_new_BM.sum(1)
-        places_BRE = feeds["vector"].view(-1, self.ring + 2, self.entry)
-        ring = self._ring(history_BL, count_B, places_BRE[:, self.ring, self.dim], new)
+        ring = self._ring(history_BL, count_B, vector_BS[:, self.dim], new)
         x_BMD = self._embedded(new_BM, self._new_steps(feeds, new), items["item_vectors"])
         bias_BHMK = self._bias(ring, is_new_BM)
-        fresh = []
-        for block, start in zip(self.blocks, range(0, self.entry, 2 * self.dim), strict=True):
+        fresh = {PLACES: ring.place_BM}
+        for block, keys, values in zip(self.blocks, KEYS, VALUES, strict=True):
             assert isinstance(block, Block)
             normed_BMD = block.attention_norm(x_BMD)
-            fresh.append(block.key_value(normed_BMD))
-            keys = places_BRE[:, : self.ring, start : start + self.dim], fresh[-1][..., : self.dim]
-            values = places_BRE[:, : self.ring, start + self.dim : start + 2 * self.dim], fresh[-1][..., self.dim :]
-            x_BMD = block.finish(x_BMD, self._attended(block.query(normed_BMD), keys, values, bias_BHMK))
-        hidden_BD = torch.where(count_B[:, None] > 0, self.norm(x_BMD[:, -1]), places_BRE[:, self.ring, : self.dim])
-        state_BE = F.pad(torch.cat([hidden_BD, ring.begin_B[:, None].float()], 1), (0, self.entry - self.dim - 1))
-        entries_BME = torch.cat(fresh, 2) * (ring.place_BM < self.ring)[..., None]
-        place_BM = F.pad(ring.place_BM, (0, 1), value=self.ring)
-        written_BME = torch.cat([entries_BME, state_BE[:, None]], 1)
-        at_BME = place_BM[..., None].expand_as(written_BME)
-        vector_BS: Tensor = places_BRE.scatter(1, at_BME, written_BME).flatten(1)
-        return vector_BS
+            key_BMD, value_BMD = block.key_value(normed_BMD).chunk(2, -1)
+            attended_BMD = self._attended(
+                block.query(normed_BMD), (feeds[keys], key_BMD), (feeds[values], value_BMD), bias_BHMK
+            )
+            x_BMD = block.finish(x_BMD, attended_BMD)
+            fresh |= {f"{keys}{NEW}": key_BMD, f"{values}{NEW}": value_BMD}
+        hidden_BD = torch.where(count_B[:, None] > 0, self.norm(x_BMD[:, -1]), vector_BS[:, : self.dim])
+        return {**feeds, **fresh, "vector": torch.cat([hidden_BD, ring.begin_B[:, None].float()], 1)}
 
     def encode(self, feeds: Tensors, items: Tensors) -> Tensor:
         """The hidden vector of the newest event, float32 [B, D]."""
         is_user_B = feeds["history_items"][:, -1] >= 0
-        start = self.ring * self.entry
-        return torch.where(is_user_B[:, None], feeds["vector"][:, start : start + self.dim], self.empty_D)
+        return torch.where(is_user_B[:, None], feeds["vector"][:, : self.dim], self.empty_D)
 
     def hidden(self, feeds: Tensors) -> Tensor:
         """Every position, each with the events that it would have in its rings."""
@@ -141,7 +137,7 @@ class StreamingTransformer(SelfAttentive):
         known_B1 = (history_BL >= 0).sum(1, keepdim=True) - count_B1
         nth_BM = torch.arange(new, device=history_BL.device) - (new - count_B1)
         stays_BM = (nth_BM >= 0) & (nth_BM >= count_B1 - self.ring)
-        place_BM = torch.where(stays_BM, (begin_B1 + nth_BM) % self.ring, self.ring + 1)
+        place_BM = torch.where(stays_BM, (begin_B1 + nth_BM) % self.ring, self.ring)
         return Ring(age_BR, age_BR < known_B1, place_BM, (begin_B1[:, 0] + count_B) % self.ring)
 
     def _attended(

@@ -76,6 +76,12 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "models": {"sasrec", "hybrid"},
         "bars": {"hybrid_vs_sequence"},
     },
+    "incremental": {
+        "seed": set(),
+        "load": {"items", "dim", "lengths", "repeats"},
+        "us_per_list": {"L 10, batch 1", "L 10, batch 32"},
+        "bars": {"incremental_vs_recompute"},
+    },
     "peers": {
         "seed": set(),
         "bundle": {"model", "items", "L", "K"},

@@ -20,23 +20,27 @@ from exporter.models.twotower import TwoTower
 from exporter.parity import random_feeds
 from stream_worker.bundle import Bundle, create_session
 from stream_worker.manifest import MODEL
+from stream_worker.vectors import updated
 from tests.exporter.conftest import CODES, LENGTH, K, N
 
 USERS = 7
 HIDDEN = float("-inf")
 
 
-def feeds_of(seed: int, excluded: int = 8, length: int = LENGTH, vector_size: int = 0) -> Feeds:
+def feeds_of(seed: int, excluded: int = 8, length: int = LENGTH) -> Feeds:
     """Random users, among them one without history and one with a full one; all of it is new."""
-    return random_feeds(np.random.default_rng(seed), N, USERS, length, excluded, list(CODES.values()), vector_size)
+    return random_feeds(np.random.default_rng(seed), N, USERS, length, excluded, list(CODES.values()))
+
+
+def nothing_kept(bundle: Bundle, users: int = USERS) -> Feeds:
+    """What the graph keeps, of users of whom nothing is."""
+    return {name: np.zeros((users, *shape), np.float32) for name, shape in bundle.manifest.kept.items()}
 
 
 def run(bundle: Bundle, feeds: Feeds, tensors: Feeds | None = None) -> Feeds:
     """Run the graph on the bundle's items, or on these."""
     session = create_session(bundle.path / MODEL)
-    given = {"vector": np.zeros((len(feeds["now"]), bundle.manifest.S), np.float32)} if bundle.manifest.S else {}
-    given |= {name: array for name, array in feeds.items() if name != "vector" or array.shape[1]}
-    given |= bundle.items.tensors if tensors is None else tensors
+    given = nothing_kept(bundle, len(feeds["now"])) | feeds | (bundle.items.tensors if tensors is None else tensors)
     names = [node.name for node in session.get_outputs()]
     return dict(zip(names, session.run(names, {n.name: given[n.name] for n in session.get_inputs()}), strict=True))
 
@@ -233,27 +237,45 @@ def test_events_may_come_in_any_groups(bundle: Bundle, seed: int) -> None:
     if not bundle.manifest.S:
         pytest.skip("the model keeps no vector")
     rng = np.random.default_rng(seed)
-    feeds = feeds_of(seed, vector_size=bundle.manifest.S)
+    feeds, kept = feeds_of(seed), nothing_kept(bundle)
     at_once = run(bundle, feeds)
     empty = feeds["new_items"] < 0
-    vector_BS = feeds["vector"]
     for part in np.split(np.arange(LENGTH), np.sort(rng.integers(0, LENGTH + 1, 4))):
         if len(part):
             so_far = {name: a[:, : part[-1] + 1] for name, a in feeds.items() if name.startswith("history_")}
             new = {name: a[:, part] for name, a in feeds.items() if name.startswith("new_")}
-            outputs = run(bundle, feeds | so_far | new | {"vector": vector_BS})
-            vector_BS = outputs["updated_vector"]
+            outputs = run(bundle, feeds | so_far | new | kept)
+            kept = updated(kept, outputs)
     same_lists(at_once, outputs)
-    np.testing.assert_allclose(vector_BS, at_once["updated_vector"], rtol=1e-4, atol=1e-4)
-    assert (vector_BS[empty.all(1)] == 0).all()
+    for name, array in updated(nothing_kept(bundle), at_once).items():
+        np.testing.assert_allclose(kept[name], array, rtol=1e-4, atol=1e-4)
+        assert (array[empty.all(1)] == 0).all()
+
+
+def test_what_no_event_of_the_history_wrote_into_a_ring_changes_nothing(bundle: Bundle, seed: int) -> None:
+    if not any(name.startswith("ring_") for name in bundle.manifest.kept):
+        pytest.skip("the model keeps no rings")
+    feeds, kept = feeds_of(seed), nothing_kept(bundle)
+    rng = np.random.default_rng(seed)
+    others = {
+        name: array if name == "vector" else rng.normal(size=array.shape).astype(np.float32) * 100
+        for name, array in kept.items()
+    }
+    clean, stale = run(bundle, feeds | kept), run(bundle, feeds | others)
+    for name in ("items", "scores", "because"):
+        assert (stale[name] == clean[name]).all(), name
+    written = updated(kept, clean)
+    for name, array in updated(kept, stale).items():
+        assert (array == written[name]).all(), name
 
 
 def test_no_new_event_changes_no_vector(bundle: Bundle, seed: int) -> None:
     if not bundle.manifest.S:
         pytest.skip("the model keeps no vector")
-    feeds = feeds_of(seed, vector_size=bundle.manifest.S)
+    feeds = feeds_of(seed)
     first = run(bundle, feeds)
-    nothing = {"new_items": np.full((USERS, 1), -1, np.int32), "vector": first["updated_vector"]}
-    again = run(bundle, feeds | nothing)
+    kept = updated(nothing_kept(bundle), first)
+    again = run(bundle, feeds | {"new_items": np.full((USERS, 1), -1, np.int32)} | kept)
     same_lists(first, again)
-    assert (again["updated_vector"] == first["updated_vector"]).all()
+    for name, array in updated(kept, again).items():
+        assert (array == kept[name]).all()

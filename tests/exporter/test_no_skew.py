@@ -50,9 +50,8 @@ def test_the_worker_feeds_what_the_evaluation_fed(seed: int) -> None:
         if row is not None:
             vocabulary = Vocabulary.of(actions.names, CODES, EXCLUDING)
             histories = partition.gather([row])
-            worker = prepare(
-                histories, partition.vectors([row]), index, vocabulary, HORIZON.length, HORIZON.exclude_seen
-            )
+            unseen_B = partition.unseen[[row]]
+            worker = prepare(histories, unseen_B, index, vocabulary, HORIZON.length, HORIZON.exclude_seen)
             trainer = feeds_before(log, np.array([number]), HORIZON)
             length = trainer["history_items"].shape[1]
             assert worker.history_items_BL[:, -length:].tolist() == trainer["history_items"].tolist()

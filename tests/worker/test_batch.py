@@ -8,7 +8,6 @@ from stream_worker.bundle import Bundle
 from stream_worker.manifest import Buckets
 from stream_worker.messages import item_hash
 from stream_worker.state import ALL_UNSEEN, Histories
-from stream_worker.vectors import Vectors
 
 L = 4
 
@@ -38,13 +37,8 @@ VOCABULARY = Vocabulary.of(["view", "odd", "purchase"], {"view": 1, "purchase": 
 FEEDS = frozenset({"history_items"})
 
 
-def seen(some: Histories) -> Vectors:
-    """No vectors, of models that keep none."""
-    return Vectors(np.zeros((len(some), 0), np.float32), np.zeros(len(some), np.int32))
-
-
 def prepared(bundle: Bundle, some: Histories, exclude_seen: bool = True) -> Prepared:
-    return prepare(some, seen(some), bundle.items, VOCABULARY, L, exclude_seen)
+    return prepare(some, np.zeros(len(some), np.int32), bundle.items, VOCABULARY, L, exclude_seen)
 
 
 def test_known_items_are_right_aligned_newest_last_and_trimmed_to_length(sasrec: Bundle) -> None:
@@ -116,18 +110,16 @@ def test_right_align_keeps_order_against_a_plain_loop(seed: int) -> None:
 def test_a_recurrent_model_is_fed_what_its_vector_has_not_seen(sasrec: Bundle) -> None:
     events = [(f"i{number}", 20 + number, VIEW) for number in range(5)]
     some = histories(events[:3], events, [*events[:2], ("nowhere", 40, VIEW)], events, [])
-    vectors = Vectors(np.arange(10, dtype=np.float32).reshape(5, 2) + 1, np.array([1, 5, 2, ALL_UNSEEN, 0], np.int32))
-    one = prepare(some, vectors, sasrec.items, VOCABULARY, L, True)
+    unseen_B = np.array([1, 5, 2, ALL_UNSEEN, 0], np.int32)
+    one = prepare(some, unseen_B, sasrec.items, VOCABULARY, L, True)
     assert one.new_length_B.tolist() == [1, 4, 1, 4, 0], "the second has more new ones than the graph could see"
-    assert one.vector_BS.tolist() == [[1, 2], [0, 0], [5, 6], [0, 0], [9, 10]]
-    feeds_of: dict[int, tuple[list[int], list[float]]] = {}
-    for users_b, feeds in slices(one, Buckets([1, 3], [4], [1, 2, 4]), {"new_items", "vector"}):
+    assert one.rebuilt_B.tolist() == [False, True, False, True, False]
+    feeds_of: dict[int, list[int]] = {}
+    for users_b, feeds in slices(one, Buckets([1, 3], [4], [1, 2, 4]), {"new_items"}):
         assert feeds["new_items"].shape == feeds["new_actions"].shape == feeds["new_times"].shape
         for place, user in enumerate(users_b.tolist()):
             items = feeds["new_items"][place]
             assert ((feeds["new_actions"][place] > 0) == (items >= 0)).all()
             assert ((feeds["new_times"][place] > 0) == (items >= 0)).all()
-            feeds_of[user] = items[items >= 0].tolist(), feeds["vector"][place].tolist()
-    assert feeds_of == {
-        0: ([2], [1, 2]), 1: ([1, 2, 3, 4], [0, 0]), 2: ([1], [5, 6]), 3: ([1, 2, 3, 4], [0, 0]), 4: ([], [9, 10]),
-    }  # fmt: skip
+            feeds_of[user] = items[items >= 0].tolist()
+    assert feeds_of == {0: [2], 1: [1, 2, 3, 4], 2: [1], 3: [1, 2, 3, 4], 4: []}

@@ -74,6 +74,11 @@ def test_a_missing_or_linked_file_is_refused(copy: Path) -> None:
         ({"inputs": [{"name": "weather", "dtype": "int32", "shape": ["B"]}]}, "'weather', which this worker cannot"),
         ({"inputs": [{"name": "now", "dtype": "int32", "shape": ["B"]}]}, "'now' is int32"),
         ({"outputs": []}, "must give"),
+        ({"inputs": [{"name": "ring_a", "dtype": "float32", "shape": ["B", "R", 2]}]}, "ring_a must be float32"),
+        (
+            {"inputs": [{"name": "ring_a", "dtype": "float32", "shape": ["B", 3, 2]}]},
+            "ring_a needs an output ring_a_new",
+        ),
         ({"resident": {}}, "cannot feed|item_bias"),
         ({"resident": {"item_vectors": BYTES, "item_bias": BYTES}}, "'item_vectors' is -inf, which no uint8"),
         ({"buckets": {"batch": [], "length": [10], "new": [10]}}, "buckets.batch"),

@@ -189,7 +189,7 @@ def test_a_copy_has_every_field_of_the_state() -> None:
     exact = {name for name in vars(state) if isinstance(getattr(state, name), np.ndarray)}
     exact -= {
         "listed_items",
-        "vector_slot",
+        "vector_key",
         "unseen",
         "excluded_row",
     }  # caches, and where in `excluded` the user's items are
