@@ -42,39 +42,60 @@ class Block(nn.Module):
         self.feed_out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BLD: Tensor, bias_BHQL: Tensor, last_only: bool) -> Tensor:
-        """[B, L, D] to [B, Q, D]; Q is 1, the last position, when `last_only`, else L.
+    def forward(self, x_BLD: Tensor, bias_BHLL: Tensor) -> Tensor:
+        """[B, L, D] to [B, L, D].
 
         Args:
-            bias_BHQL: see `attend`.
-        """
-        normed_BLD = self.attention_norm(x_BLD)
-        key_BLD, value_BLD = self.key_value(normed_BLD).chunk(2, dim=-1)
-        if last_only:
-            x_BLD, normed_BLD = x_BLD[:, -1:], normed_BLD[:, -1:]
-        return self.attend(x_BLD, normed_BLD, key_BLD, value_BLD, bias_BHQL)
-
-    def attend(
-        self, x_BQD: Tensor, normed_BQD: Tensor, key_BLD: Tensor, value_BLD: Tensor, bias_BHQL: Tensor
-    ) -> Tensor:
-        """What the positions Q become of these keys and values, [B, Q, D].
-
-        Args:
-            bias_BHQL: float32, added to the attention scores of each head, or of all (H = 1): 0 to see, `MASKED` not
+            bias_BHLL: float32, added to the attention scores of each head, or of all (H = 1): 0 to see, `MASKED` not
                 to see.
         """
-        query_BHQd = _heads(self.query(normed_BQD))
-        key_BHLd, value_BHLd = _heads(key_BLD), _heads(value_BLD)
-        scores_BHQL = query_BHQd @ key_BHLd.transpose(-1, -2) / math.sqrt(query_BHQd.shape[-1])
-        weights_BHQL = self.dropout((scores_BHQL + bias_BHQL).softmax(dim=-1))
-        return self.finish(x_BQD, (weights_BHQL @ value_BHLd).transpose(1, 2).flatten(2))
+        normed_BLD = self.attention_norm(x_BLD)
+        query_BHLd = _heads(_apply(self.query, normed_BLD))
+        key_BHLd, value_BHLd = (_heads(x) for x in self.keys_and_values(normed_BLD))
+        scores_BHLL = query_BHLd @ key_BHLd.transpose(-1, -2) / math.sqrt(query_BHLd.shape[-1])
+        weights_BHLL = self.dropout((scores_BHLL + bias_BHLL).softmax(dim=-1))
+        return self.finish(x_BLD, (weights_BHLL @ value_BHLd).transpose(1, 2).flatten(2))
+
+    def newest(self, x_BLD: Tensor, bias_B1L: Tensor) -> Tensor:
+        """The last position alone, as `forward` has it (but for dropout), [B, 1, D]: without anybody's key or value.
+
+        For one query q the score of a key is q (Wk x + b) = (q Wk) x + q b, where q b is the same for all and does not
+        count; and the weighted sum of values Wv x + b is Wv of the weighted sum of x, plus b.
+
+        Args:
+            bias_B1L: as there.
+        """
+        normed_BLD = self.attention_norm(x_BLD)
+        dim = x_BLD.shape[2]
+        key_HdD, value_HdD = self.key_value.weight.view(2, HEADS, dim // HEADS, dim)
+        query_HBd = _apply(self.query, normed_BLD[:, -1:]).view(-1, HEADS, dim // HEADS).transpose(0, 1)
+        query_BHD = (query_HBd @ key_HdD).transpose(0, 1) / math.sqrt(dim // HEADS)
+        weights_BHL = (query_BHD @ normed_BLD.transpose(1, 2) + bias_B1L).softmax(dim=-1)
+        seen_HBD = (weights_BHL @ normed_BLD).transpose(0, 1)
+        attended_B1D = (seen_HBD @ value_HdD.transpose(1, 2)).transpose(0, 1).flatten(1)[:, None]
+        return self.finish(x_BLD[:, -1:], attended_B1D + self.key_value.bias.chunk(2)[1])
+
+    def keys_and_values(self, normed_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Two products and not one that is then split: a split copies."""
+        weights, biases = self.key_value.weight.chunk(2), self.key_value.bias.chunk(2)
+        key_BLD, value_BLD = (flat(normed_BLD, w, b) for w, b in zip(weights, biases, strict=True))
+        return key_BLD, value_BLD
 
     def finish(self, x_BQD: Tensor, attended_BQD: Tensor) -> Tensor:
         """The rest of the block, after attention, [B, Q, D]."""
-        x_BQD = x_BQD + self.dropout(self.project(attended_BQD))
-        hidden_BQD = self.dropout(F.relu(self.feed_in(self.feed_norm(x_BQD))))
-        out_BQD: Tensor = x_BQD + self.dropout(self.feed_out(hidden_BQD))
+        x_BQD = x_BQD + self.dropout(_apply(self.project, attended_BQD))
+        hidden_BQD = self.dropout(F.relu(_apply(self.feed_in, self.feed_norm(x_BQD))))
+        out_BQD: Tensor = x_BQD + self.dropout(_apply(self.feed_out, hidden_BQD))
         return out_BQD
+
+
+def _apply(layer: nn.Linear, x_BQD: Tensor) -> Tensor:
+    return flat(x_BQD, layer.weight, layer.bias)
+
+
+def flat(x_BQD: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer over all positions as one matrix: ONNX Runtime then adds the bias within the product."""
+    return F.linear(x_BQD.flatten(0, 1), weight, bias).view(x_BQD.shape[0], x_BQD.shape[1], weight.shape[0])
 
 
 class SelfAttentive(Recommender):

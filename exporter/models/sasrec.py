@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporter.models.attention import BLOCKS, GAP_EDGES_MS, INITIAL_STD, SelfAttentive, gap_steps, masked
+from exporter.models.attention import BLOCKS, GAP_EDGES_MS, INITIAL_STD, Block, SelfAttentive, gap_steps, masked
 from exporter.models.base import MASKED, Plan, Tensors, register
 
 ACTION_CODES = 256
@@ -63,10 +63,13 @@ class SASRec(SelfAttentive):
         if self.actions_AD is not None:
             x_BLD = x_BLD + F.embedding(feeds["history_actions"][:, -self.window :].int(), self.actions_AD)
         x_BLD = self.dropout(x_BLD + self.positions_LD[:length].flip(0)) * is_item_BL[..., None]
-        padding_B11L = masked(is_item_BL)[:, None, None]
+        padding_B1L = masked(is_item_BL)[:, None]
         causal_LL = torch.ones(length, length, device=x_BLD.device).triu(1) * MASKED
         for number, block in enumerate(self.blocks):
-            last = last_only and number == BLOCKS - 1
-            x_BLD = block(x_BLD, padding_B11L if last else padding_B11L + causal_LL, last)
+            assert isinstance(block, Block)
+            if last_only and number == BLOCKS - 1:
+                x_BLD = block.newest(x_BLD, padding_B1L)
+            else:
+                x_BLD = block(x_BLD, padding_B1L[:, None] + causal_LL)
         is_item_BL = is_item_BL[:, -1:] if last_only else is_item_BL
         return torch.where(is_item_BL[..., None], self.norm(x_BLD), self.empty_D)

@@ -91,7 +91,7 @@ class StreamingTransformer(SelfAttentive):
         for block, keys, values in zip(self.blocks, KEYS, VALUES, strict=True):
             assert isinstance(block, Block)
             normed_BMD = block.attention_norm(x_BMD)
-            key_BMD, value_BMD = block.key_value(normed_BMD).chunk(2, -1)
+            key_BMD, value_BMD = block.keys_and_values(normed_BMD)
             attended_BMD = self._attended(
                 block.query(normed_BMD), (feeds[keys], key_BMD), (feeds[values], value_BMD), bias_BHMK
             )
@@ -115,7 +115,7 @@ class StreamingTransformer(SelfAttentive):
         sees_BLL = (distance_LL >= 0) & (distance_LL < self.width) & is_item_BL[:, None]
         bias_BHLL = self._biases(distance_LL, sees_BLL)
         for block in self.blocks:
-            x_BLD = block(x_BLD, bias_BHLL, last_only=False)
+            x_BLD = block(x_BLD, bias_BHLL)
         return torch.where(is_item_BL[..., None], self.norm(x_BLD), self.empty_D)
 
     def _embedded(self, items_BM: Tensor, step_BM: Tensor, vectors_ND: Tensor) -> Tensor:
