@@ -124,6 +124,8 @@ class Pipeline:
         self._settle()
         lap("fold")
         self._serve()  # batch, infer, encode, publish
+        self._transport.push()
+        lap("publish")
         self._checkpoint()
         lap("checkpoint")
 
@@ -305,10 +307,8 @@ class Pipeline:
             messages += self._encode(served, feeds, outputs)
             lap("encode")
             self._metrics.batch_users.observe(len(index_b))
-        # All at the end: the client's thread, woken by the first record, would fight the inference for the GIL.
         for sent in messages:
             self._outbox.send(sent)
-        lap("publish")
 
     def _take_marked(self) -> list[Served]:
         """Users to be served now, as many as may be sent; by partition, so that each is gathered at once."""

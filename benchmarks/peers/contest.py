@@ -103,6 +103,7 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
         loads[name] = {
             "load": asdict(size),
             "backlog": {one: figures.backlog(each) for one, each in turns.items()},
+            "stages_us_per_event": {one: figures.stages(each) for one, each in turns.items() if each[0].stages_s},
         }
     return {
         "seed": options.seed,
@@ -201,6 +202,9 @@ def table(result: Mapping[str, Any]) -> list[str]:
             f"{name}: {load['users']:,} users, Zipf {load['users_zipf']:g}, histories of {load['fill_each']} or more, "
             f"backlog of {load['backlog']:,}, seed {result['seed']}, {load['repeats']} repeats in turns, medians",
             *figures.rows(each["backlog"]),
+            "",
+            "by stage, us of wall time per event",
+            *figures.rows(each["stages_us_per_event"]),
         ]
     return [
         *lines,

@@ -144,9 +144,14 @@ class Transport(Protocol):
     ) -> None:
         """Hand a record over; `deliveries` will bring the token back exactly once. Does not wait for the log.
 
+        It may stay here until `push` or `flush`.
+
         Records of one key arrive in the order of the calls, but a failed one may be missing. `timestamp_ms` becomes the
         record's Kafka timestamp, None the time of the call; the log may refuse a record that is too old when it comes.
         """
+
+    def push(self) -> None:
+        """All that was published is on its way now. Does not wait."""
 
     def deliveries(self) -> Sequence[Delivery]:
         """The records whose fate was learnt since the last call."""

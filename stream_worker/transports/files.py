@@ -110,6 +110,9 @@ class FileTransport:
         self._outs[topic].write(value + b"\n")
         self._deliveries.append(Delivery(token, False, time.time()))
 
+    def push(self) -> None:
+        """See `Transport`: nothing stays behind."""
+
     def deliveries(self) -> Sequence[Delivery]:
         """See `Transport`."""
         done, self._deliveries = self._deliveries, []

@@ -124,6 +124,11 @@ class GroupTransport(ABC):
         assert self._producer is not None
         self._producer.send(self._topics[topic], key, value, token, list(headers), timestamp_ms)
 
+    def push(self) -> None:
+        """See `Transport`."""
+        assert self._producer is not None
+        self._producer.push()
+
     def deliveries(self) -> Sequence[Delivery]:
         """See `Transport`."""
         assert self._producer is not None

@@ -27,6 +27,7 @@ from stream_worker.transports.checkpoint_writer import (
     CheckpointWriter,
     instance_fenced,
 )
+from stream_worker.transports.kafka_append import Appender
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -64,7 +65,9 @@ class KafkaPythonCheckpoints(CheckpointWriter[KafkaProducer]):
             client = self._client or self._connect()
             client.begin_transaction()
             topic = self._settings.state_topic
-            futures = [client.send(topic, one.value, one.key, partition=one.partition) for one in changes]
+            records = Appender(client)
+            futures = [records.append(topic, one.partition, one.key, one.value) for one in changes]
+            records.push()
             # Each of them: a batch that expired leaves the transaction open to a commit without it.
             for future in futures:
                 future.get(timeout=max(0.0, deadline - time.monotonic()))

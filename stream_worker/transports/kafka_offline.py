@@ -22,6 +22,7 @@ from stream_worker.errors import DataError, TransportError
 from stream_worker.settings import EventSettings
 from stream_worker.topics import admin_client
 from stream_worker.transports.base import Change, Record
+from stream_worker.transports.kafka_append import Appender
 from stream_worker.transports.kafka_changelog import changelog_consumer_options
 from stream_worker.transports.kafka_checkpoint import checkpoint_producer_options
 
@@ -213,7 +214,9 @@ class StateWriter:
         assert producer is not None
         try:
             producer.begin_transaction()
-            futures = [producer.send(topic, one.value, one.key, partition=one.partition) for one in changes]
+            records = Appender(producer)
+            futures = [records.append(topic, one.partition, one.key, one.value) for one in changes]
+            records.push()
             for future in futures:
                 future.get(timeout=WRITE_TIMEOUT_S)
             producer.commit_transaction()

@@ -13,6 +13,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from stream_worker.connection import for_kafka_python
 from stream_worker.entrance import away
 from stream_worker.settings import Settings
+from stream_worker.transports.kafka_append import Appender
 from stream_worker.transports.list_producer import BATCH_BYTES, ListProducer
 
 log = structlog.get_logger(__name__)
@@ -41,6 +42,13 @@ def producer_options(settings: Settings) -> dict[str, Any]:
 class KafkaPythonProducer(ListProducer[KafkaProducer]):
     """See `ListProducer`."""
 
+    _records: Appender
+
+    def push(self) -> None:
+        """See `ListProducer`."""
+        if self._client is not None:
+            self._records.push()
+
     def flush(self, timeout_s: float) -> None:
         """See `ListProducer`."""
         if self._client is None:
@@ -52,7 +60,9 @@ class KafkaPythonProducer(ListProducer[KafkaProducer]):
 
     def _connect(self, timeout_s: float) -> KafkaProducer:
         try:
-            return KafkaProducer(**producer_options(self._settings), bootstrap_timeout_ms=int(timeout_s * 1000))
+            client = KafkaProducer(**producer_options(self._settings), bootstrap_timeout_ms=int(timeout_s * 1000))
+            self._records = Appender(client)
+            return client
         except KafkaError as error:
             raise away(self._settings, error) from error
         finally:
@@ -69,7 +79,7 @@ class KafkaPythonProducer(ListProducer[KafkaProducer]):
         timestamp_ms: int | None,
     ) -> None:
         try:
-            future = client.send(topic, value, key, headers, timestamp_ms=timestamp_ms)
+            future = self._records.append(topic, None, key, value, headers, timestamp_ms)
         except KafkaError as error:
             self._failed(token, error)
         else:

@@ -40,6 +40,9 @@ class LibrdkafkaProducer(ListProducer[Producer]):
             self._client.poll(0)
         return super().deliveries()
 
+    def push(self) -> None:
+        """See `ListProducer`: the client's own thread has it already."""
+
     def flush(self, timeout_s: float) -> None:
         """See `ListProducer`."""
         if self._client is not None and (left := self._client.flush(timeout_s)):

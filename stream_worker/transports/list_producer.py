@@ -74,6 +74,10 @@ class ListProducer(ABC, Generic[Client]):
         return not self._broken
 
     @abstractmethod
+    def push(self) -> None:
+        """What was sent so far is on its way."""
+
+    @abstractmethod
     def flush(self, timeout_s: float) -> None:
         """Wait until nothing is in flight, or the time is over."""
 

@@ -215,6 +215,9 @@ class MemoryTransport:
             self._deliveries.append(Delivery(token, failed, self._log.now()))
         self._held = []
 
+    def push(self) -> None:
+        """See `Transport`: nothing stays behind."""
+
     def deliveries(self) -> Sequence[Delivery]:
         """See `Transport`."""
         done, self._deliveries = self._deliveries, []
