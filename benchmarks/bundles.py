@@ -6,6 +6,7 @@
 import argparse
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,6 +14,9 @@ from benchmarks.contenders import ROOT
 from stream_worker.bundle import ItemRow
 from stream_worker.errors import BundleError
 from stream_worker.manifest import ITEM_ROWS, find_bundle, read_manifest
+
+if TYPE_CHECKING:
+    from exporter.models import Recommender
 
 DEMO = ROOT / ".demo" / "models"
 CACHE = ROOT / ".cache" / "bench"
@@ -57,11 +61,20 @@ def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH, name: st
     if kept is not None:
         return kept
     # Not at the top: torch takes seconds to import.
-    import numpy as np
     import polars as pl
-    import torch
 
     from exporter.export import Serving, write_bundle
+
+    model = random_model(count, dim, length, name)
+    table = pl.DataFrame({"item": [f"item{row:08d}" for row in range(count)], "title": ""})
+    return write_bundle(out, model, table, Serving(length, K, {"view": 1}, []), datetime.now(UTC))
+
+
+def random_model(count: int, dim: int, length: int, name: str) -> "Recommender":
+    """What `synthetic` exports, the same every time."""
+    import numpy as np
+    import torch
+
     from exporter.histories import Log
     from exporter.models import Plan, create
 
@@ -74,8 +87,7 @@ def synthetic(count: int = ITEMS, dim: int = DIM, length: int = LENGTH, name: st
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    table = pl.DataFrame({"item": [f"item{row:08d}" for row in range(count)], "title": ""})
-    return write_bundle(out, model, table, Serving(length, K, {"view": 1}, []), datetime.now(UTC))
+    return model
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kafka.errors import KafkaError
 
-from benchmarks import bars, catch_up, checkpoints, graphs, incremental, machine, restore, soak
+from benchmarks import bars, catch_up, checkpoints, gpu, graphs, idle, incremental, machine, restore, soak
 from benchmarks.peers import contest
 from stream_worker.errors import StreamWorkerError
 
@@ -30,7 +30,9 @@ BENCHMARKS = {
     "bars": Benchmark(bars.run, bars.table),
     "checkpoints": Benchmark(checkpoints.run, checkpoints.table),
     "catch-up": Benchmark(catch_up.run, catch_up.table),
+    "gpu": Benchmark(gpu.run, gpu.table),
     "graphs": Benchmark(graphs.run, graphs.table),
+    "idle": Benchmark(idle.run, idle.table),
     "incremental": Benchmark(incremental.run, incremental.table),
     "peers": Benchmark(contest.run, contest.table),
     "restore": Benchmark(restore.run, restore.table),

@@ -25,9 +25,9 @@ from exporter.models.base import FILLS, Graph, Recommender
 from exporter.models.gru import TRANSLATIONS
 from exporter.parity import check_parity, padded, random_feeds
 from exporter.publish import publish, save_arrays
-from stream_worker.bundle import create_session
 from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError
+from stream_worker.inference import create_session
 from stream_worker.manifest import (
     CONTENT,
     EXAMPLE,
@@ -45,7 +45,8 @@ from stream_worker.manifest import (
 )
 
 OPSET = 20
-BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PARITY_BATCH = 32  # the largest that is held to torch
 LENGTH_BUCKETS = (8, 16, 32, 64, 128, 256)
 NEW_BUCKETS = (1, 4, 16)
 EXAMPLE_USERS = 7
@@ -100,7 +101,7 @@ def write_bundle(
         graph = Graph(model, serving.k).eval()
         inputs, outputs = export_onnx(graph, beside / MODEL, serving.length)
         codes = sorted(serving.actions.values())
-        check_parity(graph, beside / MODEL, serving.length, BATCH_BUCKETS[-1], codes)
+        check_parity(graph, beside / MODEL, serving.length, PARITY_BATCH, codes)
         save_arrays(beside / ITEMS, {name: tensor.numpy() for name, tensor in _detached(model).items()})
         _write_item_rows(beside / ITEM_ROWS, items)
         if featuriser is not None and model.item_encoder is not None:

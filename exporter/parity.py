@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from exporter.histories import Feeds
 from exporter.models.base import FILLS, UPDATED, Graph, exclude
-from stream_worker.bundle import TOLERANCE, create_session
+from stream_worker.bundle import TOLERANCE
 from stream_worker.errors import BundleError
+from stream_worker.inference import create_session
 from stream_worker.vectors import updated
 
 BATCHES = (1, 2, 7)

@@ -37,8 +37,9 @@ from exporter.int8 import (
 from exporter.parity import random_feeds
 from exporter.publish import publish, save_arrays
 from exporter.settings import QuantizeSettings
-from stream_worker.bundle import Bundle, create_session
+from stream_worker.bundle import Bundle
 from stream_worker.errors import BundleError, DataError, SettingsError
+from stream_worker.inference import create_session
 from stream_worker.manifest import (
     CONTENT,
     EXAMPLE,

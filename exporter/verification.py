@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stream_worker.bundle import TOLERANCE, Bundle, create_session
+from stream_worker.bundle import TOLERANCE, Bundle
 from stream_worker.errors import BundleError
+from stream_worker.inference import create_session
 from stream_worker.manifest import EXAMPLE, MODEL, Manifest, find_bundle, load_arrays, read_manifest
 
 

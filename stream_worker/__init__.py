@@ -6,7 +6,7 @@ poll, publish     transports/   Kafka, memory or files behind one seam
 decode, encode    messages.py   the wire
 fold              fold.py, state.py   one event into one user's history
 batch             batch.py      touched users to arrays
-infer             bundle.py     one ONNX graph
+infer             bundle.py, inference.py   one ONNX graph
 checkpoint        checkpoint.py what may be committed
 
 `pipeline.py` is the step; `worker.py` is its life; `cli.py` wires them.

@@ -133,7 +133,9 @@ def right_align(
     return aligned, np.minimum(from_right_BH[:, 0], length) if keep_BH.shape[1] else np.zeros(len(keep_BH), np.intp)
 
 
-def slices(prepared: Prepared, buckets: Buckets, wanted: Container[str]) -> Iterator[tuple[NDArray[np.intp], Feeds]]:
+def slices(
+    prepared: Prepared, buckets: Buckets, wanted: Container[str], largest: int
+) -> Iterator[tuple[NDArray[np.intp], Feeds]]:
     """Cut users into batches of like length, and pad each to its bucket.
 
     Sorting first makes the padding small: a batch costs its longest history, or its most new events, where the graph
@@ -141,6 +143,7 @@ def slices(prepared: Prepared, buckets: Buckets, wanted: Container[str]) -> Iter
 
     Args:
         wanted: names of the feeds that the graph takes.
+        largest: users of a batch.
 
     Yields:
         The users of the batch as indices into `prepared`, and the feeds but for what is kept of users, whose rows
@@ -148,7 +151,6 @@ def slices(prepared: Prepared, buckets: Buckets, wanted: Container[str]) -> Iter
     """
     new = "new_items" in wanted
     order_B = np.argsort(prepared.new_length_B if new else prepared.history_length_B, kind="stable")
-    largest = buckets.batch[-1]
     for start in range(0, len(order_B), largest):
         users_b = order_B[start : start + largest]
         batch = _bucket(len(users_b), buckets.batch)

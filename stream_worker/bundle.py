@@ -1,10 +1,8 @@
-"""The model directory, loaded: item table, ONNX session, warm-up. It knows no model by name.
+"""The model directory, loaded: item table, graph, warm-up. It knows no model by name.
 
-The one file that imports ONNX Runtime. Axes: B users, N items, K list length.
+Axes: B users, N items, K list length.
 """
 
-import ctypes
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +13,10 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # on by default since 1.31; must be set before the import
-
-import onnxruntime as ort
-
 from stream_worker.batch import NO_ITEM, Feeds, excluded_bucket
 from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError, SettingsError
+from stream_worker.inference import Device, Inference, create_session
 from stream_worker.manifest import (
     EXAMPLE,
     ITEM_ENCODER,
@@ -35,7 +30,10 @@ from stream_worker.manifest import (
 )
 from stream_worker.messages import item_hash
 
-Device = Literal["cpu", "cuda"]
+DEFAULT_BATCH = 32  # users of one inference, unless measured: where processors of today are near their best
+SCORES_BYTES = 2**28  # of one batch, float32, when batch sizes are measured
+MEASURED_RUNS = 3
+WORTH = 0.95  # of the time a user, for which twice as many share an inference
 TOLERANCE = 1e-4  # of scores: another CPU adds in another order
 
 log = structlog.get_logger(__name__)
@@ -108,12 +106,19 @@ class Bundle:
         path: a bundle, or a directory of bundles with a current.json.
         device: where to run; "auto" takes CUDA if it works and logs which one it took.
         threads: intra-op threads on the CPU.
+        cuda_graphs: see `Inference`.
 
     Raises:
         BundleError: the bundle is missing, changed or malformed, or the device is not usable.
     """
 
-    def __init__(self, path: Path, device: Literal["auto", "cpu", "cuda"] = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: Literal["auto", "cpu", "cuda"] = "cpu",
+        threads: int = 1,
+        cuda_graphs: bool = False,
+    ) -> None:
         self.path = find_bundle(path)
         self.manifest = read_manifest(self.path)
         lines = (self.path / ITEM_ROWS).read_bytes().splitlines()
@@ -125,11 +130,11 @@ class Bundle:
         self.items = ItemTable(
             [row.item for row in self.rows], load_arrays(self.path / ITEMS), self.manifest, self.path
         )
-        self.device, self._session = _open_session(self.path / MODEL, device, threads)
-        self._fed = [node.name for node in self._session.get_inputs()]
-        self.feeds = frozenset(self._fed) - self.items.tensors.keys()
-        self._given = [node.name for node in self._session.get_outputs()]
-        self._item_encoder: tuple[Featuriser, ort.InferenceSession] | None = None
+        self._inference = Inference(self.path / MODEL, self.items.tensors, device, threads, cuda_graphs)
+        self.device: Device = self._inference.device
+        self.feeds = self._inference.feeds
+        self.largest_batch = min(DEFAULT_BATCH, self.manifest.buckets.batch[-1])  # users of one inference
+        self._item_encoder: tuple[Featuriser, Any] | None = None
         self.default_list = np.empty(0, np.int32)  # rows of the list for everybody; known after warm_up
 
     def require(self, history_length: int, list_length: int | None) -> None:
@@ -177,9 +182,39 @@ class Bundle:
         Returns:
             The outputs by name: `items` int64 [B, K], `scores` float32 [B, K], and what else the graph gives.
         """
-        tensors = self.items.tensors
-        inputs = {name: tensors[name] if name in tensors else feeds[name] for name in self._fed}
-        return dict(zip(self._given, self._session.run(self._given, inputs), strict=True))
+        return self._inference.run(feeds)
+
+    def measure_batches(self) -> dict[int, float]:
+        """Find out how many users one inference should take; sets `largest_batch`.
+
+        Twice as many must be worth it: more wait for one another, and more of their histories are padding. Where the
+        scores of so many users would take more than `SCORES_BYTES`, nothing is tried.
+
+        Returns:
+            Microseconds of wall time a user, for each batch size that was tried, ascending.
+        """
+        buckets, best = self.manifest.buckets, 0
+        us_of: dict[int, float] = {}
+        length = 1 if "new_items" in self.feeds else buckets.length[-1]
+        for batch in buckets.batch:
+            if batch > 1 and batch * len(self.items) * 4 > SCORES_BYTES:
+                break
+            feeds = _empty_feeds(batch, length, self.manifest.kept)
+            for events in (name for name in feeds if name.endswith("_items") and not name.startswith("excluded")):
+                feeds[events][:] = np.arange(feeds[events].size).reshape(batch, -1) % len(self.items)
+            self.infer(feeds)
+            seconds = []
+            for _ in range(MEASURED_RUNS):
+                start = time.perf_counter()
+                self.infer(feeds)
+                seconds.append(time.perf_counter() - start)
+            us_of[batch] = min(seconds) / batch * 1e6
+            if not best or us_of[batch] < WORTH * us_of[best]:
+                best = batch
+            elif batch >= 4 * best:
+                break
+        self.largest_batch = best
+        return us_of
 
     def warm_up(self) -> float:
         """Compare the example with its expected outputs, then run every bucket once. Returns seconds taken.
@@ -191,7 +226,7 @@ class Bundle:
         self.check_example()
         buckets = self.manifest.buckets
         for length in buckets.new if "new_items" in self.feeds else buckets.length:
-            for batch in reversed(buckets.batch):
+            for batch in reversed([size for size in buckets.batch if size <= self.largest_batch]):
                 outputs = self.infer(_empty_feeds(batch, length, self.manifest.kept))
         top = outputs["items"][0][np.isfinite(outputs["scores"][0])]
         self.default_list = top.astype(np.int32)
@@ -220,61 +255,6 @@ class Bundle:
                 f"bundle {self.path / EXAMPLE}: scores differ by {worst:.2g} from those at export. "
                 "Was it exported with another version of ONNX Runtime?"
             )
-
-
-def create_session(model: Path, device: Device = "cpu", threads: int = 1) -> ort.InferenceSession:
-    """An ONNX Runtime session on exactly this device, never silently on another one.
-
-    Raises:
-        BundleError: the model cannot be loaded, or CUDA was asked for and is not usable.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what it would log it also raises, and we report it
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # int8 weights become float once, at load, not in every run; nor may a fusion round activations on their account.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    providers = ["CPUExecutionProvider"]
-    if device == "cuda":
-        _require_cuda_driver()
-        ort.preload_dlls()  # the CUDA libraries that the extra `gpu` brought as Python packages
-        providers = ["CUDAExecutionProvider"]
-        # Without this, nodes or the whole graph land on the CPU with no more than a log line.
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    try:
-        session = ort.InferenceSession(str(model), options, providers=providers)
-    except Exception as error:  # as above
-        raise BundleError(f"bundle {model}: ONNX Runtime cannot load it on {device}: {error}") from error
-    if session.get_providers()[0] != providers[0]:
-        raise BundleError(f"device {device}: ONNX Runtime took {session.get_providers()} instead. {_CUDA_MEND}")
-    return session
-
-
-_CUDA_MEND = "Install the extra `gpu` on a machine with an NVIDIA driver, or choose --device cpu."
-
-
-def _require_cuda_driver() -> None:
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise BundleError(f"device cuda: this ONNX Runtime was built without CUDA. {_CUDA_MEND}")
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise BundleError(f"device cuda: no NVIDIA driver ({error}). {_CUDA_MEND}") from error
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        raise BundleError(f"device cuda: the NVIDIA driver sees no GPU. {_CUDA_MEND}")
-
-
-def _open_session(model: Path, device: str, threads: int) -> tuple[Device, ort.InferenceSession]:
-    if device == "cuda":
-        return "cuda", create_session(model, "cuda", threads)
-    if device == "auto":
-        try:
-            return "cuda", create_session(model, "cuda", threads)
-        except BundleError as error:
-            log.info("device auto: taking the CPU", reason=str(error))
-    return "cpu", create_session(model, "cpu", threads)
 
 
 def _empty_feeds(batch: int, length: int, kept: Mapping[str, tuple[int, ...]]) -> Feeds:

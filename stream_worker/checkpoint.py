@@ -81,6 +81,14 @@ class Checkpoints:
         self._transport.hold(stuck or (full and self._parts is not None))
         return outcome
 
+    def owes(self, owned: Mapping[int, Owned]) -> bool:
+        """Whether a checkpoint is under way, or there is something to write."""
+        return (
+            self._parts is not None
+            or self.failure is not None
+            or any(one.restoring or one.state.changed or one.next_offset > one.written for one in owned.values())
+        )
+
     def finish(self, owned: Mapping[int, Owned], held_back: Iterable[tuple[int, int]], deadline: float) -> bool:
         """Write what is left, and wait for it until `deadline` (monotonic). Whether nothing is left unwritten."""
         held_back = list(held_back)

@@ -171,7 +171,7 @@ def _bundle(settings: Settings) -> "Bundle":
     """Load the bundle, and hold the settings to it."""
     from stream_worker.bundle import Bundle
 
-    bundle = Bundle(settings.bundle, settings.device, settings.threads)
+    bundle = Bundle(settings.bundle, settings.device, settings.threads, settings.cuda_graphs)
     bundle.require(settings.history_length, settings.list_length)
     return bundle
 

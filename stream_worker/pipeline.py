@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 USERS_PER_STEP = 256  # enough to sort into even batches, few enough to poll again soon
 CATCHING_UP_RECORDS = 1000
+BUSY_POLL_S = 0.02  # of one poll, while acknowledgements and checkpoints are awaited
 OBSERVE_INTERVAL_S = 1.0  # lag and sizes
 SCORE_DECIMALS = 6
 
@@ -110,12 +111,17 @@ class Pipeline:
         self._observed_at = -math.inf
 
     def step(self, timeout_s: float) -> None:
-        """Everything once, in the order of the eight verbs. Waits for records at most `timeout_s`."""
+        """Everything once, in the order of the eight verbs.
+
+        Waits for records at most `timeout_s`, and less while anything else may be learnt, such as an acknowledgement.
+        """
         lap = self._lap
         lap.start()
         self._lease.renew()
         late = [number for number, one in self.owned.items() if one.catching_up]
-        polled = self._transport.poll(0 if self.marked and not self._stalled else timeout_s, late)
+        if self.marked or len(self._outbox) or self._checkpoints.owes(self.owned):
+            timeout_s = 0 if self.marked and not self._stalled else min(timeout_s, BUSY_POLL_S)
+        polled = self._transport.poll(timeout_s, late)
         lap("poll")
         self._follow(polled)
         decoded = self._decode(polled)
@@ -293,7 +299,7 @@ class Pipeline:
             unseen_B[slots_B == NONE] = ALL_UNSEEN
         prepared = prepare(histories, unseen_B, self._bundle.items, self._vocabulary, manifest.L, self._exclude_seen)
         messages: list[Sent] = []
-        for index_b, feeds in slices(prepared, manifest.buckets, self._bundle.feeds):
+        for index_b, feeds in slices(prepared, manifest.buckets, self._bundle.feeds, self._bundle.largest_batch):
             if self._vectors is not None:
                 kept_b = np.where(prepared.rebuilt_B[index_b], NONE, slots_B[index_b])
                 feeds |= self._vectors.take(kept_b, len(feeds["now"]))

@@ -170,6 +170,12 @@ class Settings(StateSettings):
     threads: int = Field(
         1, ge=1, le=64, description="Threads of one inference on the CPU; more workers beat more threads."
     )
+    batch_users: int | None = Field(
+        None, ge=1, le=256, description="Most users of one inference. Default: as the worker measures when it starts."
+    )
+    cuda_graphs: bool = Field(
+        False, description="On CUDA: record the kernels of each shape of a batch once, and replay them (not yet run)."
+    )
     list_length: int | None = Field(None, ge=1, description="Items in a list; default and most are the bundle's K.")
     exclude_seen: bool | None = Field(
         None,
@@ -190,7 +196,9 @@ class Settings(StateSettings):
     max_poll_records: int = Field(
         2000, ge=1, le=100_000, description="Most records of one poll; under load, more of them share a list."
     )
-    poll_timeout_s: float = Field(0.02, gt=0, le=1, description="Longest wait of one poll when there is nothing to do.")
+    poll_timeout_s: float = Field(
+        0.5, gt=0, le=1, description="Longest wait of one poll when there is nothing to do; an event ends it."
+    )
     checkpoint_interval_s: float = Field(
         1, gt=0, le=3600, description="Time between two checkpoints: what a crash makes a worker fold again."
     )

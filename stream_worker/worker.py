@@ -66,8 +66,13 @@ class Worker:
         """Listen, warm up, reach the broker."""
         allocation.keep_memory_flat()
         port = self._endpoints.start()
-        seconds = self._bundle.warm_up()
-        manifest = self._bundle.manifest
+        bundle, manifest, most = self._bundle, self._bundle.manifest, self._settings.batch_users
+        if most is None:
+            us_of = {batch: round(us) for batch, us in bundle.measure_batches().items()}
+            log.info("batches measured", users=bundle.largest_batch, us_per_user=us_of)
+        else:
+            bundle.largest_batch = min(most, manifest.buckets.batch[-1])
+        seconds = bundle.warm_up()
         self._metrics.model_info.labels(
             model=manifest.model, variant=self._settings.variant, device=self._bundle.device
         ).set(1)

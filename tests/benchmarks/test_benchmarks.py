@@ -76,6 +76,19 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "models": {"sasrec", "hybrid"},
         "bars": {"hybrid_vs_sequence"},
     },
+    "gpu": {
+        "seed": set(),
+        "device": set(),
+        "limits": {"bytes_per_s", "flops"},
+        "batches": {"300 x 4"},
+        "bars": {"vs_torch 300 x 4"},
+    },
+    "idle": {
+        "seed": set(),
+        "load": {"seconds", "repeats"},
+        "cores": CONTENDERS,
+        "bars": {"idle_worker", "idle_worker-rdk"},
+    },
     "incremental": {
         "seed": set(),
         "load": {"items", "dim", "lengths", "repeats"},

@@ -18,7 +18,8 @@ from exporter.models.hybrid import HALF
 from exporter.models.parts import Counted, Part, total
 from exporter.models.twotower import TwoTower
 from exporter.parity import random_feeds
-from stream_worker.bundle import Bundle, create_session
+from stream_worker.bundle import Bundle
+from stream_worker.inference import create_session
 from stream_worker.manifest import MODEL
 from stream_worker.vectors import updated
 from tests.exporter.conftest import CODES, LENGTH, K, N

@@ -127,12 +127,17 @@ def test_a_bundle_says_what_its_graph_takes_and_gives(bundle: Bundle, model: Rec
         if entry.name in FEEDS:
             dtype, axes = FEEDS[entry.name]
             assert (entry.dtype, entry.shape) == (dtype, [manifest.S if axis == "S" else axis for axis in axes])
+        elif entry.name in model.rings:
+            assert (entry.dtype, entry.shape) == ("float32", ["B", *model.rings[entry.name]])
         else:
             assert entry.shape[0] == "N"
     assert [(entry.name, entry.shape) for entry in manifest.outputs] == [
         *((name, ["B", K]) for name in ("items", "scores", *(["because"] if model.explains else []))),
         *([("updated_vector", ["B", manifest.S])] if model.vector_size else []),
+        *([("ring_places", ["B", "M"])] if model.rings else []),
+        *((f"{name}_new", ["B", "M", size]) for name, (_, size) in model.rings.items()),
     ]
+    assert manifest.kept == model.kept
     rows = [json.loads(line) for line in (bundle.path / "items.jsonl").read_text().splitlines()]
     assert rows[3] == {"item": "i3", "title": "", "attributes": {"year": 2003}}
     assert find_bundle(bundle.path.parent) == bundle.path

@@ -17,8 +17,9 @@ from exporter.int8 import USER_STEPS, items_to_int8, quantize_rows, weights_to_i
 from exporter.models import Plan
 from exporter.models.base import Recommender
 from exporter.quantize import in_int8
-from stream_worker.bundle import Bundle, create_session
+from stream_worker.bundle import Bundle
 from stream_worker.errors import BundleError
+from stream_worker.inference import create_session
 from tests.exporter.conftest import NOW, N, catalogue, serving
 from tests.logs import random_log
 

@@ -75,7 +75,7 @@ def test_seen_and_excluded_items_are_excluded_by_the_manifests_actions(sasrec: B
 def test_slices_are_sorted_by_length_and_padded_to_buckets(sasrec: Bundle) -> None:
     lengths = [4, 1, 0, 3, 1]
     one = prepared(sasrec, histories(*[[(f"i{place}", place, VIEW) for place in range(n)] for n in lengths]))
-    batches = list(slices(one, Buckets([1, 2, 3], [1, 2, 4], [4]), FEEDS))
+    batches = list(slices(one, Buckets([1, 2, 3], [1, 2, 4], [4]), FEEDS, 3))
     assert [users_b.tolist() for users_b, _ in batches] == [[2, 1, 4], [3, 0]]
     assert [feeds["history_items"].shape for _, feeds in batches] == [(3, 1), (2, 4)]
     assert batches[0][1]["history_items"].tolist() == [[-1], [0], [0]]
@@ -85,7 +85,7 @@ def test_slices_are_sorted_by_length_and_padded_to_buckets(sasrec: Bundle) -> No
 
 def test_rows_beyond_the_users_are_padding(sasrec: Bundle) -> None:
     one = prepared(sasrec, histories(*[[("i1", 1, VIEW)]] * 3))
-    ((users_b, feeds),) = slices(one, Buckets([1, 4], [4], [4]), FEEDS)
+    ((users_b, feeds),) = slices(one, Buckets([1, 4], [4], [4]), FEEDS, 4)
     assert users_b.tolist() == [0, 1, 2]
     assert feeds["history_items"].tolist()[3] == [-1] * 4
     assert feeds["now"].tolist() == [1000, 1000, 1000, 0]
@@ -115,7 +115,7 @@ def test_a_recurrent_model_is_fed_what_its_vector_has_not_seen(sasrec: Bundle) -
     assert one.new_length_B.tolist() == [1, 4, 1, 4, 0], "the second has more new ones than the graph could see"
     assert one.rebuilt_B.tolist() == [False, True, False, True, False]
     feeds_of: dict[int, list[int]] = {}
-    for users_b, feeds in slices(one, Buckets([1, 3], [4], [1, 2, 4]), {"new_items"}):
+    for users_b, feeds in slices(one, Buckets([1, 3], [4], [1, 2, 4]), {"new_items"}, 3):
         assert feeds["new_items"].shape == feeds["new_actions"].shape == feeds["new_times"].shape
         for place, user in enumerate(users_b.tolist()):
             items = feeds["new_items"][place]
