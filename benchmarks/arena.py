@@ -1,7 +1,7 @@
 """One broker, one events topic, and contenders that read it in turns: while one is measured the others stand still."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -9,17 +9,16 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from benchmarks import states
-from benchmarks.contenders import CHECKPOINTS, DEFAULT_INTERVAL_S, EVENTS, REJECTED, Contender, Place
+from benchmarks.contenders import BUSY_TIMEOUT_S, CHECKPOINTS, DEFAULT_INTERVAL_S, EVENTS, REJECTED, Contender, Place
 from benchmarks.coverage import Coverage, Sample
 from benchmarks.errors import BenchmarkError
-from benchmarks.load import Load, Producer
+from benchmarks.load import Load, Message, Producer
 from benchmarks.topics import COMPACTED, Admin, Tail
 from stream_worker.metrics import STAGES
 from stream_worker.state import Copy
 
 CHECK_EVERY_S = 0.1  # of whether it still writes
 SAMPLE_EVERY_S = 0.02  # of CPU time
-BUSY_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Size:
     fill_each: int = 50
     warm_up: int = 20_000
     backlog: int = 60_000
-    rate: float = 500
+    rates: tuple[float, ...] = (500,)
     paced_s: float = 15
     paced_warm_up_s: float = 1
     repeats: int = 3
@@ -63,7 +62,13 @@ class Turn(NamedTuple):
     rss_mib: float
 
 
-Turns = dict[str, dict[str, list[Turn]]]  # backlog or paced -> contender -> one a repeat
+Turns = dict[str, dict[str, list[Turn]]]  # BACKLOG or paced(rate) -> contender -> one a repeat
+BACKLOG = "backlog"
+
+
+def paced(rate: float) -> str:
+    """The phase at that many events a second."""
+    return f"paced {rate:g}"
 
 
 class Entrant:
@@ -105,7 +110,7 @@ class Arena:
         self._admin.create([self._events_topic, place.topic(REJECTED)])
         self._producer = Producer(place.bootstrap, self._events_topic)
         self._events = Tail(place.bootstrap, self._events_topic)
-        self._histories: list[Copy] = []
+        self._histories: Iterable[Copy] = []
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -130,6 +135,10 @@ class Arena:
             self._admin.delete(topics)
             self._admin.close()
 
+    def begin_with(self, histories: Iterable[Copy]) -> None:
+        """States that the next contender to enter begins with; they are read once."""
+        self._histories = histories
+
     def fill(self, users: int, events_each: int, as_events: bool = False, as_imports: bool = False) -> None:
         """Histories, before anybody enters.
 
@@ -137,12 +146,13 @@ class Arena:
             as_events: also on the events topic, for a worker that keeps no states.
             as_imports: also on the events topic, one record for each user, for peers.
         """
-        self._histories = list(self._load.states(np.full(users, events_each, np.int32)))
+        histories = list(self._load.states(np.full(users, events_each, np.int32)))
+        self.begin_with(histories)
         if as_events:
-            for part in self._histories:
+            for part in histories:
                 self._producer.produce(self._load.events_of(part))
         if as_imports:
-            for part in self._histories:
+            for part in histories:
                 self._producer.produce(self._load.imports_of(part))
         self._events.skip()
 
@@ -166,20 +176,27 @@ class Arena:
     def compete(self, entrants: Sequence[Entrant], size: Size, say: Callable[[str], None]) -> Turns:
         """All of them at the same backlogs and the same steady rate, in turns whose order alternates."""
         self.backlog(size.warm_up, entrants)
-        turns: Turns = {phase: {entrant.contender.name: [] for entrant in entrants} for phase in ("backlog", "paced")}
+        phases = (BACKLOG, *map(paced, size.rates))
+        turns: Turns = {phase: {entrant.contender.name: [] for entrant in entrants} for phase in phases}
         for repeat in range(size.repeats):
             say(f"repeat {repeat + 1} of {size.repeats}")
             order = entrants if repeat % 2 == 0 else entrants[::-1]
             for name, turn in self.backlog(size.backlog, order).items():
-                turns["backlog"][name].append(turn)
-            for name, turn in self.paced(size.rate, size.paced_s, size.paced_warm_up_s, order).items():
-                turns["paced"][name].append(turn)
+                turns[BACKLOG][name].append(turn)
+            for rate in size.rates:
+                for name, turn in self.paced(rate, size.paced_s, size.paced_warm_up_s, order).items():
+                    turns[paced(rate)][name].append(turn)
         return turns
 
     def backlog(self, count: int, order: Sequence[Entrant]) -> dict[str, Turn]:
         """Produce while all stand still; then each drains it at full speed, one after the other."""
-        self._produce(count)
-        return {entrant.contender.name: self._turn(entrant, count) for entrant in order}
+        return self.drain(self._load.draw(count), order)
+
+    def drain(self, messages: Sequence[Message], order: Sequence[Entrant]) -> dict[str, Turn]:
+        """The same with these events."""
+        self._producer.produce(messages)
+        self._note_events()
+        return {entrant.contender.name: self._turn(entrant, len(messages)) for entrant in order}
 
     def paced(self, rate: float, seconds: float, warm_up_s: float, order: Sequence[Entrant]) -> dict[str, Turn]:
         """Each in turn gets events one by one at `rate` a second; what the others missed they drain unmeasured."""
@@ -197,10 +214,6 @@ class Arena:
                 if other is not entrant:
                     self._turn(other, len(messages))
         return turns
-
-    def _produce(self, count: int) -> None:
-        self._producer.produce(self._load.draw(count))
-        self._note_events()
 
     def _note_events(self) -> None:
         events = self._events.events()

@@ -19,7 +19,9 @@ OFF = "off"
 OFTEN_S, SELDOM_S = 1.0, 5.0
 THROUGHPUT_OFTEN_BAR, THROUGHPUT_SELDOM_BAR, P99_BAR = 0.8, 0.9, 1.5
 SIZE = Size(backlog=300_000)
-SMOKE = Size(users=200, fill_each=3, warm_up=300, backlog=1500, rate=100, paced_s=0.6, paced_warm_up_s=0.1, repeats=1)
+SMOKE = Size(
+    users=200, fill_each=3, warm_up=300, backlog=1500, rates=(100,), paced_s=0.6, paced_warm_up_s=0.1, repeats=1
+)
 SMOKE_SHORTER = 10  # the intervals of a smoke run, by this factor
 
 
@@ -55,14 +57,15 @@ def _name(interval_s: float) -> str:
 
 def _result(turns: Turns, size: Size, bundle: Path, seed: int) -> dict[str, Any]:
     backlog = {name: figures.backlog(each) for name, each in turns["backlog"].items()}
-    paced = {name: figures.paced(each) for name, each in turns["paced"].items()}
+    all_paced = figures.all_paced(turns, size.rates)
+    (paced,) = all_paced.values()
     often, seldom = _name(OFTEN_S), _name(SELDOM_S)
     return {
         "seed": seed,
         "load": asdict(size) | {"zipf": ZIPF},
         "bundle": bundles.describe(bundle),
         "backlog": backlog,
-        "paced": paced,
+        "paced": all_paced,
         "checkpoints": {
             f"{phase} {name}": figures.checkpoints(each)
             for phase, of_phase in turns.items()

@@ -26,6 +26,8 @@ from stream_worker.settings import Settings
 
 START_TIMEOUT_S = 300  # restoring a million events takes its time
 STOP_TIMEOUT_S = 20
+BUSY_TIMEOUT_S = 300
+SETTLE_S = 0.1  # between two looks at it
 QUIET_S = 0.5  # a contender that writes nothing for so long, and for the interval of its checkpoints, is done
 SESSION_TIMEOUT_S = 300  # a contender is stopped still while another is measured
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,24 +174,24 @@ class Contender:
 class WorkerContender(Contender):
     """`stream-worker run`, which says on /readyz when it is ready."""
 
-    _url = ""
+    url = ""
 
     def is_ready(self) -> bool:
         """Whether it takes events: restored, warmed up, with its partition."""
-        if not self._url:
+        if not self.url:
             found = re.search(r'"?http_port"?\s*[:=]\s*"?(\d+)', self.log.read_text())
             if not found:
                 return False
-            self._url = f"http://127.0.0.1:{found[1]}"
+            self.url = f"http://127.0.0.1:{found[1]}"
         try:
-            with urllib.request.urlopen(f"{self._url}/readyz", timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:  # noqa: S310
                 return bool(answer.status == 200)
         except OSError:  # also of a worker that has just ended: check() says why
             return False
 
     def totals(self) -> dict[str, float]:
         """From /metrics."""
-        with urllib.request.urlopen(f"{self._url}/metrics", timeout=5) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:  # noqa: S310
             text = answer.read().decode()
         totals = dict.fromkeys(TOTALS, 0.0)
         for family in text_string_to_metric_families(text):

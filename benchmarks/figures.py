@@ -5,12 +5,13 @@ the same events minutes apart at most on the same noisy machine.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.arena import Turn
+from benchmarks import arena
+from benchmarks.arena import Turn, Turns
 from stream_worker.metrics import STAGES
 
 Figures = dict[str, Any]  # name -> median; "repeats" -> name -> one a repeat
@@ -48,6 +49,11 @@ def paced(turns: Sequence[Turn]) -> Figures:
             }
         )
     return medians(each)
+
+
+def all_paced(turns: Turns, rates: Iterable[float]) -> dict[str, dict[str, Figures]]:
+    """Of all contenders, by rate."""
+    return {f"{rate:g}": {name: paced(each) for name, each in turns[arena.paced(rate)].items()} for rate in rates}
 
 
 def stages(turns: Sequence[Turn]) -> dict[str, float]:
@@ -116,14 +122,18 @@ def setting(result: Mapping[str, Any]) -> list[str]:
 def backlog_and_paced(result: Mapping[str, Any]) -> list[str]:
     """The two tables of all contenders."""
     load = result["load"]
-    return [
+    lines = [
         f"backlog of {load['backlog']:,} events, drained at full speed, one partition",
         *rows(result["backlog"]),
         "",
-        f"paced at {load['rate']:g} events/s for {load['paced_s']:g} s, event-to-list by the broker's clock",
-        *rows(result["paced"]),
-        "",
     ]
+    for rate, table in result["paced"].items():
+        lines += [
+            f"paced at {rate} events/s for {load['paced_s']:g} s, event-to-list by the broker's clock",
+            *rows(table),
+            "",
+        ]
+    return lines
 
 
 def rows(table: Mapping[str, Mapping[str, Any]]) -> list[str]:

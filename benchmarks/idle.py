@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks import bundles, figures
-from benchmarks.bars import SECOND
+from benchmarks.beside_echo import SECOND
 from benchmarks.contenders import CLIENTS, EVENTS, REJECTED, Contender, echo, place, worker
 from benchmarks.topics import COMPACTED, Admin
 

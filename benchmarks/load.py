@@ -94,6 +94,10 @@ class Load:
         """Events of users drawn by popularity."""
         return list(self._messages(self._draw(self._users_cdf, count).tolist()))
 
+    def draw_distinct(self, count: int) -> list[Message]:
+        """Events of as many users, drawn evenly."""
+        return list(self._messages(self._rng.choice(len(self._users), count, replace=False).tolist()))
+
     def _messages(self, users: Sequence[int]) -> Iterator[Message]:
         items = self._draw(self._items_cdf, len(users)).tolist()
         actions = self._draw(self._actions_cdf, len(users)).tolist()
@@ -106,10 +110,11 @@ class Load:
 
 
 class Producer:
-    """Puts messages on partition 0 of the events topic; not what is measured."""
+    """Puts messages on one partition of the events topic, None: by their keys; not what is measured."""
 
-    def __init__(self, bootstrap: str, topic: str) -> None:
+    def __init__(self, bootstrap: str, topic: str, partition: int | None = 0) -> None:
         self._topic = topic
+        self._partition = partition
         servers = bootstrap.split(",")
         self._bulk = KafkaProducer(bootstrap_servers=servers, acks=1, linger_ms=5, batch_size=256 * 1024)
         self._single = KafkaProducer(bootstrap_servers=servers, acks=1, linger_ms=0)
@@ -118,7 +123,7 @@ class Producer:
         """As fast as it goes; returns how many, once all are acknowledged."""
         count = 0
         for count, (key, value) in enumerate(messages, 1):
-            self._bulk.send(self._topic, value, key, partition=0)
+            self._bulk.send(self._topic, value, key, partition=self._partition)
             if count % CHUNK == 0:
                 self._bulk.flush(60)  # the client has no bound of its own
         self._bulk.flush(60)
@@ -135,7 +140,7 @@ class Producer:
             ahead_s = start + number / rate - time.monotonic()
             if ahead_s > 0:
                 time.sleep(ahead_s)
-            self._single.send(self._topic, value, key, partition=0)
+            self._single.send(self._topic, value, key, partition=self._partition)
         reached = len(messages) / (time.monotonic() - start)
         self._single.flush(60)
         if reached < 0.9 * rate:

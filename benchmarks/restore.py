@@ -21,6 +21,7 @@ from benchmarks.load import Load
 from benchmarks.topics import COMPACTED, Admin
 
 RECORDS_BAR = 0.6
+BYTES_BAR = 1600  # a user, of a model that keeps a vector of 64 floats
 ACTIONS = {"view": 0.8, "click": 0.17, "purchase": 0.03}
 READ_TIMEOUT_S = 300
 STATE, NO_STATE = "state", "no-state"
@@ -86,6 +87,7 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
             "records_vs_reader": figures.ratio(
                 found_figures, "records_per_s", "worker", "reader", at_least=RECORDS_BAR
             ),
+            "bytes_per_user": figures.bar(found_figures["worker"]["repeats"]["rss_bytes_per_user"], at_most=BYTES_BAR),
             "cpu_vs_reader": figures.ratio(found_figures, "cpu_us_per_record", "worker", "reader"),
         }
         | {

@@ -14,7 +14,21 @@ from typing import Any, NamedTuple
 
 from kafka.errors import KafkaError
 
-from benchmarks import bars, catch_up, checkpoints, gpu, graphs, idle, incremental, machine, restore, soak
+from benchmarks import (
+    bars,
+    beside_echo,
+    catch_up,
+    checkpoints,
+    gpu,
+    graphs,
+    idle,
+    incremental,
+    machine,
+    restore,
+    scaling,
+    soak,
+    users,
+)
 from benchmarks.peers import contest
 from stream_worker.errors import StreamWorkerError
 
@@ -27,7 +41,7 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "bars": Benchmark(bars.run, bars.table),
+    "echo": Benchmark(beside_echo.run, beside_echo.table),
     "checkpoints": Benchmark(checkpoints.run, checkpoints.table),
     "catch-up": Benchmark(catch_up.run, catch_up.table),
     "gpu": Benchmark(gpu.run, gpu.table),
@@ -36,7 +50,10 @@ BENCHMARKS = {
     "incremental": Benchmark(incremental.run, incremental.table),
     "peers": Benchmark(contest.run, contest.table),
     "restore": Benchmark(restore.run, restore.table),
+    "scaling": Benchmark(scaling.run, scaling.table),
     "soak": Benchmark(soak.run, soak.table),
+    "users": Benchmark(users.run, users.table),
+    "bars": Benchmark(bars.run, bars.table),
 }
 
 
@@ -77,16 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--users",
         type=int,
-        help="restore (1,000,000), catch-up (20,000), peers (200,000 or 20,000)",
+        help="restore (1,000,000), users (5,000,000), catch-up (20,000), peers (200,000 or 20,000)",
     )
     parser.add_argument("--events", type=int, help="peers: of a backlog (uniform 20,000, zipf 60,000)")
-    parser.add_argument("--loads", metavar="NAMES", help="peers: which, by comma (uniform,zipf)")
+    parser.add_argument("--rates", metavar="N,N", help="echo: events/s, by comma (500,1000)")
+    parser.add_argument("--loads", metavar="NAMES", help="peers: which, by comma (uniform,zipf,streaming)")
     parser.add_argument("--only", metavar="NAMES", help="peers: which contenders beside our worker, by comma (all)")
     parser.add_argument("--bundle", type=Path, help="what is served (.demo/models, else a synthetic one)")
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="a broker that runs (starts one of its own)")
-    parser.add_argument("--both-clients", action="store_true", help="bars: also worker and echo through librdkafka")
+    parser.add_argument("--both-clients", action="store_true", help="echo: also worker and echo through librdkafka")
     parser.add_argument(
-        "--beside", type=Path, metavar="CHECKOUT", help="bars, restore: also the worker of this checkout"
+        "--beside", type=Path, metavar="CHECKOUT", help="echo, restore: also the worker of this checkout"
     )
     return parser
 

@@ -74,9 +74,9 @@ class Admin:
     def __init__(self, bootstrap: str) -> None:
         self._client = KafkaAdminClient(bootstrap_servers=bootstrap.split(","))
 
-    def create(self, topics: Iterable[str], configs: dict[str, str] = PLAIN) -> None:
-        """One partition each."""
-        options = {"num_partitions": 1, "replication_factor": 1, "configs": configs}
+    def create(self, topics: Iterable[str], configs: dict[str, str] = PLAIN, partitions: int = 1) -> None:
+        """Topics with so many partitions each."""
+        options = {"num_partitions": partitions, "replication_factor": 1, "configs": configs}
         self._client.create_topics(dict.fromkeys(topics, options), wait_for_metadata=True)
 
     def topic_id(self, topic: str) -> str:

@@ -1,8 +1,10 @@
 """Peers: our worker on both clients beside what else one might have written, on the same events, in turns.
 
-Two loads. *uniform*: users drawn evenly from many, so that hardly anything coalesces and everybody makes a list per
+Three loads. *uniform*: users drawn evenly from many, so that hardly anything coalesces and everybody makes a list per
 event; compared is CPU per list. *zipf*: fewer users by Zipf's law; compared are events per second. Before anything is
-measured all contenders must have the same lists for a sample of users, and again at the end.
+measured all contenders must have the same lists for a sample of users, and again at the end. *streaming*: as uniform,
+our worker with the model that keeps keys and values, which no peer could serve, beside Quix Streams with SASRec; every
+user has one event before, so that all have their keys and values.
 """
 
 import random
@@ -20,9 +22,11 @@ from benchmarks.peers import agreement, environment
 from stream_worker.manifest import read_manifest
 
 WORKER, WORKER_RDK, ECHO = "worker", "worker-rdk", "echo"
-OURS = {WORKER: CLIENTS[0], WORKER_RDK: CLIENTS[1]}
+STREAMING, STREAMING_RDK = "streaming", "streaming-rdk"
+OURS = {WORKER: CLIENTS[0], WORKER_RDK: CLIENTS[1], STREAMING: CLIENTS[0], STREAMING_RDK: CLIENTS[1]}
 PEERS = ("plain", "quix", "bytewax")
-CONTENDERS = (*OURS, ECHO, *PEERS)
+CONTENDERS = (WORKER, WORKER_RDK, ECHO, *PEERS)
+STREAMING_MODEL, STREAMING_CONTENDERS = "streaming-transformer", (STREAMING, STREAMING_RDK, "quix")
 QUIX_COMMIT_INTERVAL_S = 5.0  # its default; a turn ends between two of them, as with our checkpoints
 FED = {"history_items", "history_times", "excluded_items"}  # what the peers know to feed
 SAMPLE = 200  # users whose lists are compared
@@ -40,6 +44,7 @@ class Size:
     fill_each: int = 50
     repeats: int = 3
     quix_silent_s: float = QUIX_COMMIT_INTERVAL_S
+    streaming: bool = False
 
 
 class Bar(NamedTuple):
@@ -55,10 +60,14 @@ class Bar(NamedTuple):
 SIZES = {
     "uniform": Size(users=200_000, users_zipf=0.0, backlog=20_000, warm_up=5_000),
     "zipf": Size(users=20_000, users_zipf=ZIPF, backlog=60_000, warm_up=10_000),
+    "streaming": Size(users=50_000, users_zipf=0.0, backlog=20_000, warm_up=50_000, streaming=True),
 }
 SMOKE = {
     "uniform": Size(users=300, users_zipf=0.0, backlog=200, warm_up=100, fill_each=10, repeats=1, quix_silent_s=0),
     "zipf": Size(users=100, users_zipf=ZIPF, backlog=300, warm_up=100, fill_each=10, repeats=1, quix_silent_s=0),
+    "streaming": Size(
+        users=100, users_zipf=0.0, backlog=100, warm_up=100, fill_each=10, repeats=1, quix_silent_s=0, streaming=True
+    ),
 }
 BARS = {
     "quix_uniform": Bar("uniform", CPU, "quix", WORKER, 2.3),
@@ -71,6 +80,8 @@ BARS = {
     "bytewax_zipf_librdkafka": Bar("zipf", EVENTS_PER_S, WORKER_RDK, "bytewax", 1.8),
     "plain_zipf": Bar("zipf", EVENTS_PER_S, WORKER, "plain", 5),
     "echo_zipf": Bar("zipf", EVENTS_PER_S, WORKER, ECHO, 0.42),
+    "streaming_uniform": Bar("streaming", CPU, "quix", STREAMING, 4),
+    "streaming_uniform_librdkafka": Bar("streaming", CPU, "quix", STREAMING_RDK, 6),
 }
 
 
@@ -85,7 +96,6 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
         say("making the peers' environment (once; it downloads)")
     python = environment.python()
     bundle = _bundle(options)
-    names = [name for name in CONTENDERS if name == WORKER or not options.only or name in options.only.split(",")]
     sizes = SMOKE if options.smoke else SIZES
     loads, agreed = {}, 0
     for name in options.loads.split(",") if options.loads else sizes:
@@ -96,6 +106,8 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
             size, users=options.users or size.users, backlog=options.events or size.backlog,
             repeats=options.repeats or size.repeats,
         )  # fmt: skip
+        first, *others = STREAMING_CONTENDERS if size.streaming else CONTENDERS
+        names = [first, *(one for one in others if not options.only or one in options.only.split(","))]
         with place(options.bootstrap) as here:
             say(f"{name}: the load")
             turns, same = _compete(here, python, bundle, size, names, options.seed, say)
@@ -150,24 +162,31 @@ def _compete(
             if name in OURS:
                 # The peers keep L events and leave out these alone, so our worker does the same.
                 flags = ["--client", OURS[name], "--history-length", str(manifest.L)]
-                entrants.append(arena.enter(worker(here, bundle, name, flags=flags), manifest.L))
+                served = bundle
+                if size.streaming:
+                    served = bundles.synthetic(manifest.items, manifest.D, manifest.L, STREAMING_MODEL)
+                    flags += ["--vector-cache-users", str(size.users)]
+                entrants.append(arena.enter(worker(here, served, name, flags=flags), manifest.L))
             elif name in PEERS:
                 entrants.append(
                     arena.enter(peer(here, python, name, bundle, size.quix_silent_s if name == "quix" else 0))
                 )
         say("warming up; the peers import the histories")
-        first = arena.backlog(size.warm_up, entrants[:1])[WORKER]
-        if ECHO in names:
-            entrants.insert(1, arena.enter(echo(here, round(first.list_bytes / first.lists))))
-        arena.backlog(size.warm_up, entrants)
-        agreed = _agree(here, entrants, seed)
+        if size.streaming:
+            arena.drain(load.draw_distinct(size.users), entrants)
+        else:
+            (first,) = arena.backlog(size.warm_up, entrants[:1]).values()
+            if ECHO in names:
+                entrants.insert(1, arena.enter(echo(here, round(first.list_bytes / first.lists))))
+            arena.backlog(size.warm_up, entrants)
+        agreed = 0 if size.streaming else _agree(here, entrants, seed)
         turns: dict[str, list[Turn]] = {entrant.contender.name: [] for entrant in entrants}
         for repeat in range(size.repeats):
             say(f"repeat {repeat + 1} of {size.repeats}")
             order = entrants if repeat % 2 == 0 else entrants[::-1]
             for name, turn in arena.backlog(size.backlog, order).items():
                 turns[name].append(turn)
-        agreed += _agree(here, entrants, seed)
+        agreed += 0 if size.streaming else _agree(here, entrants, seed)
     return turns, agreed
 
 

@@ -15,22 +15,23 @@ LATENCY = {"p50_ms", "p99_ms", "p99.9_ms", "cpu_us_per_event", "lists_per_event"
 # name -> key -> the keys below it, or below each of its own
 RESTORE = {"records_per_s", "seconds", "cpu_us_per_record", "repeats"}
 LOAD = {
-    "users", "fill_each", "warm_up", "backlog", "rate", "paced_s", "paced_warm_up_s", "repeats",
+    "users", "fill_each", "warm_up", "backlog", "rates", "paced_s", "paced_warm_up_s", "repeats",
     "checkpoint_interval_s", "zipf",
 }  # fmt: skip
 CONTENDERS = {"worker", "echo", "worker-rdk", "echo-rdk"}
-FLAGS = {"bars": ["--both-clients"], "peers": ["--loads", "zipf"]}
+FLAGS = {"echo": ["--both-clients"], "peers": ["--loads", "zipf"]}
 KEYS: dict[str, dict[str, set[str]]] = {
-    "bars": {
+    "echo": {
         "seed": set(),
         "load": LOAD,
         "bundle": {"model", "items", "L", "K"},
         "backlog": CONTENDERS,
-        "paced": CONTENDERS,
+        "paced": {"100"},
         "stages_us_per_event": {"worker", "worker-rdk"},
         "bars": {
             "throughput_vs_echo",
             "p99_vs_echo",
+            "idle_cpu_vs_echo",
             "throughput_vs_echo_librdkafka",
             "p99_vs_echo_librdkafka",
             "throughput_of_clients",
@@ -43,8 +44,8 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "load": LOAD,
         "bundle": {"model", "items", "L", "K"},
         "backlog": {"off", "1s", "5s"},
-        "paced": {"off", "1s", "5s"},
-        "checkpoints": {"backlog 1s", "backlog 5s", "paced 1s", "paced 5s"},
+        "paced": {"100"},
+        "checkpoints": {"backlog 1s", "backlog 5s", "paced 100 1s", "paced 100 5s"},
         "bars": {"throughput_1s", "throughput_5s", "p99_1s", "p99_5s", "cpu_1s", "cpu_5s"},
     },
     "catch-up": {
@@ -109,18 +110,33 @@ KEYS: dict[str, dict[str, set[str]]] = {
             "echo_zipf",
         },
     },
+    "scaling": {
+        "seed": set(),
+        "load": {"users", "warm_up", "backlog", "repeats"},
+        "bundle": {"model", "items", "L", "K"},
+        "workers": {"one", "two"},
+        "bars": {"two_workers"},
+    },
+    "users": {
+        "seed": set(),
+        "load": {"users", "few", "mean_history", "backlog", "repeats"},
+        "bundle": {"model", "items", "L", "K"},
+        "workers": {"few", "many"},
+        "bars": {"cpu_5m_vs_10k_users"},
+    },
     "restore": {
         "seed": set(),
         "load": {"users", "mean_history", "repeats"},
         "empty_worker_rss_mib": set(),
         "worker": RESTORE | {"rss_mib", "peak_rss_mib", "rss_bytes_per_user"},
         "reader": RESTORE,
-        "bars": {"records_vs_reader", "cpu_vs_reader"},
+        "bars": {"records_vs_reader", "cpu_vs_reader", "bytes_per_user"},
     },
 }
 
 
-@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+# `bars` runs the others.
+@pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - {"bars"}))
 def test_smoke(name: str, broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if name == "peers" and not environment.is_there():
         pytest.skip("the peers' environment is not there: `python -m benchmarks.run peers --smoke` downloads it")
@@ -136,9 +152,9 @@ def test_smoke(name: str, broker: Broker, tmp_path: Path, capsys: pytest.Capture
     if name == "peers":
         assert result["lists_that_agreed"] > 0
         assert all(set(figures) == THROUGHPUT for figures in result["loads"]["zipf"]["backlog"].values())
-    if name == "bars":
+    if name == "echo":
         assert all(set(result["backlog"][one]) == THROUGHPUT for one in CONTENDERS)
-        assert all(set(result["paced"][one]) == LATENCY for one in CONTENDERS)
+        assert all(set(result["paced"]["100"][one]) == LATENCY for one in CONTENDERS)
 
 
 def test_a_bundle_that_is_not_there_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
