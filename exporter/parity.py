@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from exporter.histories import Feeds
-from exporter.models.base import FILLS, UPDATED, Graph, exclude
+from exporter.models.base import FILLS, UPDATED, Graph
+from exporter.models.top import exclude
+from exporter.topk import row_multiple
 from stream_worker.bundle import TOLERANCE, create_session
 from stream_worker.errors import BundleError
+from stream_worker.manifest import padded_rows
 
 BATCHES = (1, 2, 7)
 TAIL = 5  # rows without an item at the end of the item tensors, as in the worker's slabs
@@ -37,9 +40,11 @@ def check_parity(graph: Graph, model_path: Path, length: int, largest_batch: int
         BundleError: a list differs by more than the order of equal scores, a score by more than 1e-4, or one is NaN.
     """
     session = create_session(model_path)
-    items = padded({name: tensor.detach() for name, tensor in graph.model.item_tensors().items()}, graph.k)
+    items = {name: tensor.detach() for name, tensor in graph.model.item_tensors().items()}
+    n = len(items["item_bias"])
+    items = padded(items, padded_rows(n, graph.k, row_multiple(n)))
     worst = 0.0
-    for case, feeds in cases(len(items["item_bias"]), length, largest_batch, actions, graph.model.vector_size):
+    for case, feeds in cases(n, length, largest_batch, actions, graph.model.vector_size):
         for tail in (0, TAIL):
             tensors = padded(items, len(items["item_bias"]) + tail)
             inputs = {name: feeds[name] for name in graph.feeds} | {n: t.numpy() for n, t in tensors.items()}
