@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kafka.errors import KafkaError
 
-from benchmarks import bars, catch_up, checkpoints, graphs, machine, restore, soak
+from benchmarks import bars, catch_up, checkpoints, graphs, machine, restore, soak, topk
 from benchmarks.peers import contest
 from stream_worker.errors import StreamWorkerError
 
@@ -34,6 +34,7 @@ BENCHMARKS = {
     "peers": Benchmark(contest.run, contest.table),
     "restore": Benchmark(restore.run, restore.table),
     "soak": Benchmark(soak.run, soak.table),
+    "topk": Benchmark(topk.run, topk.table),
 }
 
 

@@ -24,13 +24,12 @@ c items of a chunk, R chunks scored anew, E = R c items scored anew.
 import onnx
 from onnx import TensorProto, helper
 
-from exporter.models.counts import DENSE_ITEMS
-
 DOMAIN, OPERATOR = "stream_worker", "Top"
+DENSE_ITEMS = 50_000  # above, a graph goes by the entries it has, and never pass over pass of the catalogue
 BLOCK = 4096
 CHUNK = 16
 FEW = 4
-RECALL = 4
+RECALL = 2
 USER_STEPS = 64
 TINY = 1e-12  # a row of zeros has a scale, too
 

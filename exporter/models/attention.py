@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from exporter.models.base import MASKED, Plan, Recommender, Tensors
 from exporter.models.copying import Copies, Copying
-from exporter.models.counts import DENSE_ITEMS
 from exporter.models.sampled import sampled_softmax
 from exporter.models.top import Named
+from exporter.topk import DENSE_ITEMS
 
 BLOCKS = 2
 HEADS = 2

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporter.models.base import MASKED, Plan, Recommender, Tensors, register
-from exporter.models.counts import DENSE_ITEMS
 from exporter.models.itemknn import ItemKNNPart
 from exporter.models.parts import Part, largest
 from exporter.models.personal import PersonalPart
@@ -34,6 +33,7 @@ from exporter.models.sasrec import SASRec
 from exporter.models.top import Named, best_with, exclude
 from exporter.models.tuning import Batches, sample
 from exporter.models.twotower import TwoTower
+from exporter.topk import DENSE_ITEMS
 
 HALF = 0.01  # the share of a part's distribution at which it has half its say
 FIRST_WEIGHT = 1.0  # before `tune`: about where it ends

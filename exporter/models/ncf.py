@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporter.models.base import Plan, Tensors, register
-from exporter.models.counts import DENSE_ITEMS
 from exporter.models.top import best, exclude
 from exporter.models.twotower import TwoTower
+from exporter.topk import DENSE_ITEMS
 
 CANDIDATES = 200
 NEGATIVES = 64  # candidates a position in training, besides the target
