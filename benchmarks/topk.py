@@ -115,9 +115,8 @@ def measure(wanted: Mapping[str, Any]) -> dict[str, Any]:
             user_BD = rng.standard_normal((batch, DIM), dtype=np.float32)
             _compare(searches["exact"](user_BD), searches["faiss"](user_BD), items, batch)
             exact_BK, int8_BK = (searches[name](user_BD)[1] for name in ("exact", "int8"))
-            overlap[str(items)] = float(
-                (exact_BK[:, :, None] == int8_BK[:, None]).any(2).mean()
-            )  # of the largest batch
+            is_shared_BK = (exact_BK[:, :, None] == int8_BK[:, None]).any(axis=2)
+            overlap[str(items)] = float(is_shared_BK.mean())  # of the last, the largest batch
             turns = _in_turns(searches, user_BD, wanted["repeats"], wanted["seconds"])
             bound_s = max(2 * batch * items * DIM / core["gflops"], vectors_ND.nbytes / core["gbytes_per_s"]) / 1e9
             found[str(items)][str(batch)] = {name: figures.medians(each) for name, each in turns.items()} | {
