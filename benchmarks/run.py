@@ -27,6 +27,7 @@ from benchmarks import (
     restore,
     scaling,
     soak,
+    topk,
     users,
 )
 from benchmarks.peers import contest
@@ -52,6 +53,7 @@ BENCHMARKS = {
     "restore": Benchmark(restore.run, restore.table),
     "scaling": Benchmark(scaling.run, scaling.table),
     "soak": Benchmark(soak.run, soak.table),
+    "topk": Benchmark(topk.run, topk.table),
     "users": Benchmark(users.run, users.table),
     "bars": Benchmark(bars.run, bars.table),
 }

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exporter.histories import Feeds, Horizon, Ints, Log, feeds_before
-from exporter.models.base import Recommender, exclude, from_history
+from exporter.models.base import Recommender, from_history
+from exporter.models.top import exclude
 
 BATCH = 256
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from exporter import topk
 from exporter.histories import Feeds
 from exporter.models.base import FILLS, Graph, Recommender
 from exporter.models.gru import TRANSLATIONS
@@ -42,6 +43,7 @@ from stream_worker.manifest import (
     Manifest,
     ResidentEntry,
     TensorEntry,
+    padded_rows,
 )
 
 OPSET = 20
@@ -155,6 +157,7 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
             raise BundleError(f"export of {graph.model.name!r}: torch cannot export it: {problem}") from error
     model = onnx.load(path)
     _strip(model)
+    topk.define(model, len(graph.model.item_tensors()["item_bias"]))
     onnx.checker.check_model(model)
     onnx.save(model, path)
     # B may be taken from the shape of any input, which is no use of it.
@@ -246,10 +249,11 @@ def _write_item_rows(path: Path, items: pl.DataFrame) -> None:
 def _example(graph: Graph, model_path: Path, length: int, codes: list[int]) -> Feeds:
     """A few users, one of them without history, and what ONNX Runtime gives for them here."""
     items = _detached(graph.model)
-    tensors = {name: tensor.numpy() for name, tensor in padded(items, graph.k).items()}
+    n = len(items["item_bias"])
+    rows = padded_rows(n, graph.k, topk.row_multiple(n))
+    tensors = {name: tensor.numpy() for name, tensor in padded(items, rows).items()}
     rng = np.random.default_rng(0)
-    kept = graph.model.kept
-    feeds = random_feeds(rng, len(items["item_bias"]), EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes, kept)
+    feeds = random_feeds(rng, n, EXAMPLE_USERS, length, EXAMPLE_EXCLUDED, codes, graph.model.kept)
     feeds = {name: feeds[name] for name in graph.feeds}
     outputs = create_session(model_path).run(graph.outputs, feeds | tensors)
     example = {f"input.{name}": array for name, array in feeds.items()}
@@ -281,6 +285,7 @@ def _manifest(graph: Graph, inputs: list[TensorEntry], outputs: list[TensorEntry
         excluding_actions=serving.excluding_actions,
         exclude_seen=serving.exclude_seen,
         buckets=Buckets(list(BATCH_BUCKETS), _upto(serving.length, LENGTH_BUCKETS), _upto(serving.length, NEW_BUCKETS)),
+        row_multiple=topk.row_multiple(len(tensors["item_bias"])),
         report=serving.report,
     )
 

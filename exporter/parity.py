@@ -13,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from exporter.histories import Feeds
-from exporter.models.base import FILLS, UPDATED, Graph, exclude
+from exporter.models.base import FILLS, UPDATED, Graph
+from exporter.models.top import exclude
+from exporter.topk import row_multiple
 from stream_worker.bundle import TOLERANCE
 from stream_worker.errors import BundleError
 from stream_worker.inference import create_session
+from stream_worker.manifest import padded_rows
 from stream_worker.vectors import updated
 
 BATCHES = (1, 2, 7)
@@ -40,9 +43,11 @@ def check_parity(graph: Graph, model_path: Path, length: int, largest_batch: int
         BundleError: a list differs by more than the order of equal scores, a score by more than 1e-4, or one is NaN.
     """
     session = create_session(model_path)
-    items = padded({name: tensor.detach() for name, tensor in graph.model.item_tensors().items()}, graph.k)
+    items = {name: tensor.detach() for name, tensor in graph.model.item_tensors().items()}
+    n = len(items["item_bias"])
+    items = padded(items, padded_rows(n, graph.k, row_multiple(n)))
     worst = 0.0
-    for case, feeds in cases(len(items["item_bias"]), length, largest_batch, actions, graph.model.kept):
+    for case, feeds in cases(n, length, largest_batch, actions, graph.model.kept):
         for tail in (0, TAIL):
             tensors = padded(items, len(items["item_bias"]) + tail)
             inputs = {name: feeds[name] for name in graph.feeds} | {n: t.numpy() for n, t in tensors.items()}

@@ -3,7 +3,7 @@
 What makes a smaller bundle out of a bundle changes graph and item tensors (`Small`); measuring, the gate and writing
 are the same for whatever comes beside `in_int8`.
 
-Axes: B users, N items, D item dimension, R ranked events.
+Axes: R ranked events.
 """
 
 import shutil
@@ -15,7 +15,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -25,21 +24,15 @@ from exporter.experiment import EXCLUDED_LENGTH
 from exporter.export import EXAMPLE_EXCLUDED, EXAMPLE_USERS, tensor_entry
 from exporter.histories import Feeds, Horizon, Ints, Log
 from exporter.impact import Impact, measure
-from exporter.int8 import (
-    ITEM_SCALES,
-    ITEM_VECTORS,
-    ZERO_POINT,
-    items_to_int8,
-    quantize_rows,
-    weights_to_int8,
-    with_outputs,
-)
+from exporter.int8 import items_to_int8, weights_to_int8
 from exporter.parity import random_feeds
 from exporter.publish import publish, save_arrays
 from exporter.settings import QuantizeSettings
+from exporter.topk import BLOCK, CHUNK
 from stream_worker.bundle import Bundle
 from stream_worker.errors import BundleError, DataError, SettingsError
 from stream_worker.inference import create_session
+from stream_worker.int8 import ITEM_SCALES, ITEM_STEPS, ZERO_POINT, quantize_rows
 from stream_worker.manifest import (
     CONTENT,
     EXAMPLE,
@@ -49,10 +42,8 @@ from stream_worker.manifest import (
     MODEL,
     Manifest,
     ResidentEntry,
+    padded_rows,
 )
-
-CANDIDATES = 64  # of the example's users
-SLICE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +51,16 @@ class Small:
     """What takes the place of a bundle's graph and item tensors.
 
     Attributes:
-        tensors: padded as the worker pads them.
-        stepped: tensors [B, D] of the graph that it rounds.
+        tensors: a row an item.
+        row_multiple: what the worker pads them to.
+        has_items: whether candidates are found in 8 bits.
     """
 
     model: onnx.ModelProto
     tensors: Feeds
     resident: dict[str, ResidentEntry]
-    stepped: list[str]
+    row_multiple: int
+    has_items: bool
 
 
 def run(settings: QuantizeSettings, clock: Callable[[], datetime], console: Console) -> Path:
@@ -78,9 +71,11 @@ def run(settings: QuantizeSettings, clock: Callable[[], datetime], console: Cons
         DataError: no event is left to rank.
     """
     if not (settings.items_int8 or settings.weights_int8):
-        raise SettingsError("--no-items-int8 --no-weights-int8: nothing is left to quantise. Leave one of them out.")
+        raise SettingsError("--no-weights-int8: nothing is left to quantise. Leave it out, or add --items-int8.")
     source = Bundle(settings.bundle)
     small = in_int8(source, settings.items_int8, settings.weights_int8)
+    if settings.items_int8 and not small.has_items:
+        console.print(f"{source.manifest.name} has more to a score than a product here: its items stay in float32.")
     log, events_R = _test_events(settings, source, console)
     horizon = Horizon(source.manifest.L, settings.history_length, EXCLUDED_LENGTH, source.manifest.exclude_seen)
 
@@ -93,7 +88,7 @@ def run(settings: QuantizeSettings, clock: Callable[[], datetime], console: Cons
         if impact.loss > settings.max_loss:
             raise BundleError(
                 f"bundle {source.path}: quantised, it loses {impact.loss:.2%} of its NDCG@10, more than --max-loss "
-                f"{settings.max_loss:.2%}. Nothing is written. Try --no-items-int8 or --no-weights-int8."
+                f"{settings.max_loss:.2%}. Nothing is written. Try it without --items-int8, or with --no-weights-int8."
             )
 
     try:
@@ -103,77 +98,58 @@ def run(settings: QuantizeSettings, clock: Callable[[], datetime], console: Cons
 
 
 def in_int8(source: Bundle, items: bool, weights: bool) -> Small:
-    """The bundle's graph with 8-bit weights, items, or both, where it has them in float32.
+    """The bundle's graph with 8-bit weights, candidates from 8-bit items, or both.
 
     Raises:
-        BundleError: it has none of these, or uses its items in a way that is not understood.
+        BundleError: it has none of these.
     """
+    manifest = source.manifest
     model = onnx.load(source.path / MODEL)
-    tensors, resident = dict(source.items.tensors), dict(source.manifest.resident)
-    stepped: list[str] = []
+    tensors = {name: array[: manifest.items] for name, array in source.items.tensors.items()}
+    resident, row_multiple = dict(manifest.resident), manifest.row_multiple
     done = weights_to_int8(model) if weights else 0
-    if items and ITEM_VECTORS in tensors and tensors[ITEM_VECTORS].dtype == np.float32:
-        stepped = items_to_int8(model, f"bundle {source.path / MODEL}")
-        tensors[ITEM_VECTORS], tensors[ITEM_SCALES] = quantize_rows(tensors[ITEM_VECTORS])
-        resident[ITEM_VECTORS] = ResidentEntry("uint8", ZERO_POINT)
+    block = min(BLOCK, padded_rows(manifest.items, manifest.K, CHUNK))
+    has_items = items and ITEM_STEPS not in tensors and items_to_int8(model, block)
+    if has_items:
+        tensors[ITEM_STEPS], tensors[ITEM_SCALES] = quantize_rows(tensors["item_vectors"])
+        resident[ITEM_STEPS] = ResidentEntry("uint8", ZERO_POINT)
         resident[ITEM_SCALES] = ResidentEntry("float32", 0.0)
+        row_multiple = block
     elif not done:
-        asked = " or ".join(kind for kind, on in (("item vectors", items), ("weights", weights)) if on)
+        asked = " or ".join(kind for kind, on in (("product of items", items), ("weights", weights)) if on)
         raise BundleError(
-            f"bundle {source.path}: nothing to quantise: {source.manifest.name} has no {asked} in float32. "
-            "Serve it as it is."
+            f"bundle {source.path}: nothing to quantise: {manifest.name} has no {asked} in float32. Serve it as it is."
         )
     onnx.checker.check_model(model)
-    return Small(model, tensors, resident, stepped)
+    return Small(model, tensors, resident, row_multiple, has_items)
 
 
 def _write(beside: Path, source: Bundle, small: Small) -> Manifest:
     """The contents of the new bundle, and its manifest but for what `publish` sets."""
-    manifest = source.manifest
-    onnx.save(small.model, beside / MODEL)
-    save_arrays(beside / ITEMS, {name: array[: manifest.items] for name, array in small.tensors.items()})
-    shutil.copyfile(source.path / ITEM_ROWS, beside / ITEM_ROWS)
-    if ITEM_SCALES not in small.tensors:  # else what the item encoder gives is of another type
-        for name in {ITEM_ENCODER, CONTENT} & manifest.files.keys():
-            shutil.copyfile(source.path / name, beside / name)
-    save_arrays(beside / EXAMPLE, _example(beside, manifest, small))
     inputs = [tensor_entry(value) for value in small.model.graph.input]
-    return msgspec.structs.replace(manifest, inputs=inputs, resident=small.resident)
+    manifest = msgspec.structs.replace(
+        source.manifest, inputs=inputs, resident=small.resident, row_multiple=small.row_multiple
+    )
+    onnx.save(small.model, beside / MODEL)
+    save_arrays(beside / ITEMS, small.tensors)
+    for name in {ITEM_ROWS, ITEM_ENCODER, CONTENT} & manifest.files.keys():
+        shutil.copyfile(source.path / name, beside / name)
+    save_arrays(beside / EXAMPLE, _example(beside, manifest, small.tensors))
+    return manifest
 
 
-def _example(beside: Path, manifest: Manifest, small: Small) -> Feeds:
-    """Some users whose rows lie far from where a rounding tips, the one without history, and what the graph gives.
-
-    Another CPU adds in another order: a row on the edge would come out one step away, its scores different by more
-    than they may be, and the worker would refuse a good bundle.
-    """
+def _example(beside: Path, manifest: Manifest, tensors: Feeds) -> Feeds:
+    """A few users, one of them without history, and what the graph gives for them here."""
     codes = sorted(manifest.actions.values())
     rng = np.random.default_rng(0)
-    feeds = random_feeds(rng, manifest.items, CANDIDATES, manifest.L, EXAMPLE_EXCLUDED, codes, manifest.kept)
-    names = [value.name for value in small.model.graph.input]
+    feeds = random_feeds(rng, manifest.items, EXAMPLE_USERS, manifest.L, EXAMPLE_EXCLUDED, codes, manifest.kept)
+    names = [entry.name for entry in manifest.inputs]
     feeds = {name: feeds[name] for name in names if name in feeds}
-    probe = beside / "probe.onnx"
-    onnx.save(with_outputs(small.model, small.stepped), probe)
-    session = create_session(probe)
-    probe.unlink()
-    tensors = {name: small.tensors[name] for name in names if name in small.tensors}
-    margin_B = np.full(CANDIDATES, 0.5)
-    for start in range(0, CANDIDATES if small.stepped else 0, SLICE):
-        some = slice(start, start + SLICE)
-        for steps_BD in session.run(small.stepped, {name: array[some] for name, array in feeds.items()} | tensors):
-            margin_B[some] = np.minimum(margin_B[some], _margin(steps_BD))
-    margin_B[-2] = 1  # the user without history, whose row no sum goes into
-    chosen = np.sort(np.argsort(-margin_B, kind="stable")[:EXAMPLE_USERS])
-    feeds = {name: array[chosen] for name, array in feeds.items()}
+    padded = {name: manifest.padded(name, array) for name, array in tensors.items() if name in names}
     given = [entry.name for entry in manifest.outputs]
-    outputs = session.run(given, feeds | tensors)
+    outputs = create_session(beside / MODEL).run(given, feeds | padded)
     example = {f"input.{name}": array for name, array in feeds.items()}
     return example | {f"output.{name}": array for name, array in zip(given, outputs, strict=True)}
-
-
-def _margin(steps_BD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far a user's row is from the next half, at least: 0 to 0.5, float32 [B]."""
-    return np.asarray(np.abs(steps_BD - np.floor(steps_BD) - np.float32(0.5)).min(axis=1))
 
 
 def _test_events(settings: QuantizeSettings, source: Bundle, console: Console) -> tuple[Log, Ints]:

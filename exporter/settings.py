@@ -192,14 +192,16 @@ class VerifySettings(BaseSettings):
 
 
 class QuantizeSettings(DataSettings):
-    """Write a bundle anew with 8-bit weights and items, unless its lists get worse."""
+    """Write a bundle anew with 8-bit weights or items, unless its lists get worse."""
 
     bundle: CliPositionalArg[Path] = Field(description="A bundle, or a directory of bundles with a current.json.")
     out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
     max_loss: float = Field(
         0.01, ge=-1, lt=1, description="Largest share of NDCG@10 that may be lost; else nothing is written."
     )
-    items_int8: bool = Field(True, description="Items in 8 bits: a quarter of the memory.")
+    items_int8: bool = Field(
+        False, description="Find candidates by items in 8 bits, and score these anew: for large catalogues."
+    )
     weights_int8: bool = Field(True, description="Weights of the encoder in 8 bits: a quarter of the file.")
     history_length: int = Field(64, ge=1, le=4096, description="Events that the worker keeps of a user.")
     test_events: int = Field(

@@ -17,6 +17,7 @@ from stream_worker.batch import NO_ITEM, Feeds, excluded_bucket
 from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError, SettingsError
 from stream_worker.inference import Device, Inference, create_session
+from stream_worker.int8 import ITEM_SCALES, ITEM_STEPS, quantize_rows
 from stream_worker.manifest import (
     EXAMPLE,
     ITEM_ENCODER,
@@ -50,8 +51,8 @@ class ItemRow(msgspec.Struct):
 class ItemTable:
     """The items of a model: ids, an index from hash to row, and the resident tensors.
 
-    The tensors are padded to at least `least_rows` with their fill (bias -inf, so never recommended): TopK fails
-    on fewer rows than K.
+    The tensors are padded with their fill (bias -inf, so never recommended) to at least K rows, since TopK fails on
+    fewer, and to a multiple of what the manifest asks for.
 
     Raises:
         BundleError: the ids do not match the tensors, repeat, or two of them have the same hash.
@@ -78,10 +79,7 @@ class ItemTable:
                 raise BundleError(
                     f"bundle {where}: {ITEMS} lacks {name!r}, or it is not {entry.dtype} with {len(ids)} rows."
                 )
-            rows = max(len(ids), manifest.K)
-            padded = np.full((rows, *array.shape[1:]), entry.fill_value, array.dtype)
-            padded[: len(ids)] = array
-            self.tensors[name] = padded
+            self.tensors[name] = manifest.padded(name, array)
 
     def __len__(self) -> int:
         """Items the model knows."""
@@ -157,7 +155,7 @@ class Bundle:
         """Rows of the resident tensors for items that training never saw, from their content.
 
         Returns:
-            `item_vectors` float32 [n, D] and `item_bias` float32 [n].
+            `item_vectors` float32 [n, D], `item_bias` float32 [n], and the vectors in 8 bits if the graph wants them.
 
         Raises:
             BundleError: the model does not know items by their content.
@@ -171,7 +169,10 @@ class Bundle:
         featurise, session = self._item_encoder
         content_nF = featurise([(item.title, item.attributes) for item in items])
         vectors_nD, bias_n = session.run(["item_vectors", "item_bias"], {"content": content_nF})
-        return {"item_vectors": vectors_nD, "item_bias": bias_n}
+        rows: Feeds = {"item_vectors": vectors_nD, "item_bias": bias_n}
+        if ITEM_STEPS in self.manifest.resident:
+            rows[ITEM_STEPS], rows[ITEM_SCALES] = quantize_rows(vectors_nD)
+        return rows
 
     def infer(self, feeds: Feeds) -> Feeds:
         """Run the graph.

@@ -105,12 +105,29 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     excluding_actions: list[str]  # an item with one of these is never recommended to the user again
     exclude_seen: bool  # whether any item of the history is left out of the list
     buckets: Buckets
+    row_multiple: int = 1  # rows of the resident tensors in memory: a multiple of it, those added with their fill
     report: dict[str, float] = {}  # the key figures of the evaluation, such as {"hr@10": 0.19}
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
         """What the graph keeps of each user, float32: the shapes of its vector and rings, by name."""
         return {e.name: _sizes(e) for e in self.inputs if e.name == "vector" or e.name.startswith(RING)}
+
+    @property
+    def rows(self) -> int:
+        """Rows of the resident tensors in memory: at least K, and a multiple of `row_multiple`."""
+        return padded_rows(self.items, self.K, self.row_multiple)
+
+    def padded(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """A resident tensor [N, …] with that many rows, those added with its fill."""
+        padded = np.full((self.rows, *array.shape[1:]), self.resident[name].fill_value, array.dtype)
+        padded[: len(array)] = array
+        return padded
+
+
+def padded_rows(items: int, k: int, multiple: int) -> int:
+    """Rows of the item tensors of so many items; those added hold no item."""
+    return -(-max(items, k) // multiple) * multiple
 
 
 def sha256_of(path: Path) -> FileEntry:
@@ -195,6 +212,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _graph_problems(manifest)
     if min(manifest.items, manifest.K, manifest.L) < 1:
         yield "items, K and L must be at least 1."
+    if manifest.row_multiple < 1:
+        yield "row_multiple must be at least 1."
     if not all(0 < code < 256 for code in manifest.actions.values()):
         yield "action codes must lie in 1..255."
     buckets = manifest.buckets

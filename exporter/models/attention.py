@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from exporter.models.base import MASKED, Plan, Recommender, Tensors
 from exporter.models.copying import Copies, Copying
 from exporter.models.sampled import sampled_softmax
+from exporter.models.top import Named
+from exporter.topk import DENSE_ITEMS
 
 BLOCKS = 2
 HEADS = 2
@@ -116,6 +118,7 @@ class SelfAttentive(Recommender):
         self.norm = nn.LayerNorm(plan.dim)
         self.copying = Copying(plan.dim) if plan.repeats else None
         self.dropout = nn.Dropout(plan.dropout)
+        self.sparse = plan.items > DENSE_ITEMS
         self.negatives = 0
         self._share_N = plan.counts_N.float() + 1  # so that an item without an event is drawn, too
 
@@ -127,14 +130,12 @@ class SelfAttentive(Recommender):
         """Item vectors [N, D], and the bias [N]: what a history alone does not say about an item's popularity."""
         return {"item_vectors": self.items_ND, "item_bias": self.bias_N}
 
-    def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
-        """All items by the product, those of the history by the pointer, too."""
-        user_BD = self.encode(feeds, items)
-        scores_BN = user_BD @ items["item_vectors"].T + items["item_bias"]
+    def gains(self, feeds: Tensors, items: Tensors, user_BD: Tensor) -> Named | None:
+        """What the pointer gives the items of the history."""
         if self.copying is None:
-            return scores_BN
+            return None
         copies = self._copies(feeds, items["item_vectors"], user_BD[:, None], feeds["now"][:, None])
-        return scores_BN.scatter_add(1, copies.rows_BQL[:, 0], copies.added_BQL[:, 0])
+        return Named(copies.rows_BQL[:, 0], copies.added_BQL[:, 0])
 
     def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
         """The history column whose item vector has the largest product with the recommended one's."""

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.histories import Log
+from exporter.models.top import Named, best, best_with, exclude
 from stream_worker import plugins
 from stream_worker.errors import SettingsError
 
@@ -105,6 +106,7 @@ class Recommender(nn.Module, ABC):
             each, by their names, which begin with `ring_`. Its `updated` gives, beside the vector, `ring_places`
             int64 [B, M], the place of each new event (R: none), and the new entries as `ring_*_new` float32 [B, M, E].
         window: the newest events that it looks at, and is trained on windows of; None: all L of the plan.
+        sparse: whether its list is sought without a score for every item, if there is more to a score than a product.
     """
 
     name: ClassVar[str]
@@ -114,6 +116,7 @@ class Recommender(nn.Module, ABC):
     vector_size: int = 0
     rings: Mapping[str, tuple[int, int]] = MappingProxyType({})
     window: int | None = None
+    sparse: bool = False
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -146,7 +149,19 @@ class Recommender(nn.Module, ABC):
             items: the tensors of `item_tensors()`, as the worker holds them now; rows may have changed, and rows
                 without an item (vectors 0, bias -inf) may stand at the end.
         """
-        return self.encode(feeds, items) @ items["item_vectors"].T + items["item_bias"]
+        user_BD = self.encode(feeds, items)
+        scores_BN = user_BD @ items["item_vectors"].T + items["item_bias"]
+        gains = self.gains(feeds, items, user_BD)
+        return scores_BN if gains is None else scores_BN.scatter_add(1, *gains)
+
+    def gains(self, feeds: Tensors, items: Tensors, user_BD: Tensor) -> Named | None:
+        """What a few items have on top of the product with the user's vector, none less than 0; None: nothing."""
+        return None
+
+    @property
+    def is_product(self) -> bool:
+        """Whether a score is the product with `encode`, its bias and its gain: no list needs all of them."""
+        return type(self).scores is Recommender.scores
 
     def update(self, feeds: Tensors, items: Tensors) -> Tensor:
         """A recurrent model's vectors after the new events, float32 [B, S]; unchanged where there are none.
@@ -162,13 +177,22 @@ class Recommender(nn.Module, ABC):
     def top(self, feeds: Tensors, items: Tensors, k: int) -> tuple[Tensor, Tensor]:
         """The list: its scores float32 [B, K], best first, and its rows int64 [B, K]; -inf where there is no item.
 
-        Override it where not every item need be scored in full for the list to be that of `scores`.
+        By a product it is found as exporter/models/top.py does it. Override it where not every item need be scored in
+        full, either, for the list to be that of `scores`.
 
         Args:
             feeds: as for `scores`, and `excluded_items`.
             k: K.
         """
-        scores_BK, top_BK = torch.topk(exclude(self.scores(feeds, items), feeds["excluded_items"]), k)
+        excluded_BX = feeds["excluded_items"]
+        if self.is_product:
+            user_BD = self.encode(feeds, items)
+            gains = self.gains(feeds, items, user_BD)
+            if gains is None:
+                return best(user_BD, items["item_vectors"], items["item_bias"], excluded_BX, k)
+            if self.sparse:
+                return best_with(user_BD, items["item_vectors"], items["item_bias"], excluded_BX, k, [gains], _sum)
+        scores_BK, top_BK = exclude(self.scores(feeds, items), excluded_BX).topk(k)
         return scores_BK, top_BK
 
     def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
@@ -253,16 +277,8 @@ def from_history(feeds: Tensors, kept: Mapping[str, tuple[int, ...]]) -> Tensors
     return {**feeds, **new, **{name: torch.zeros(len(history_BL), *shape) for name, shape in kept.items()}}
 
 
-def exclude(scores_BN: Tensor, excluded_BX: Tensor) -> Tensor:
-    """The scores with -inf at the excluded rows; an entry outside 0..N-1 is padding.
-
-    By scatter-*add*: padding adds 0 to row 0, which may at the same time be excluded by another column.
-    """
-    n = scores_BN.shape[1]
-    excluded_BX = excluded_BX.long()
-    is_item_BX = (excluded_BX >= 0) & (excluded_BX < n)
-    addend_BX = torch.where(is_item_BX, float("-inf"), 0.0)
-    return scores_BN.scatter_add(1, torch.where(is_item_BX, excluded_BX, 0), addend_BX)
+def _sum(gains_BPE: Tensor) -> Tensor:
+    return gains_BPE.sum(1)
 
 
 M = TypeVar("M", bound=type[Recommender])

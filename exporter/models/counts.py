@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from exporter.histories import Ints, Log
 
-DENSE_ITEMS = 50_000  # above, a graph goes by the entries it has, and never pass over pass of the catalogue
 CHUNK = 10  # distances counted at once: bounds the memory to so many pairs an event
 
 

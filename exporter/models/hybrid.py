@@ -23,16 +23,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporter.models.base import MASKED, Plan, Recommender, Tensors, exclude, register
-from exporter.models.counts import DENSE_ITEMS, gathered_once
+from exporter.models.base import MASKED, Plan, Recommender, Tensors, register
 from exporter.models.itemknn import ItemKNNPart
 from exporter.models.parts import Part, largest
 from exporter.models.personal import PersonalPart
 from exporter.models.popularity import Popularity
 from exporter.models.rules import RulesPart
 from exporter.models.sasrec import SASRec
+from exporter.models.top import Named, best_with, exclude
 from exporter.models.tuning import Batches, sample
 from exporter.models.twotower import TwoTower
+from exporter.topk import DENSE_ITEMS
 
 HALF = 0.01  # the share of a part's distribution at which it has half its say
 FIRST_WEIGHT = 1.0  # before `tune`: about where it ends
@@ -102,25 +103,24 @@ class Hybrid(Recommender):
 
     def top(self, feeds: Tensors, items: Tensors, k: int) -> tuple[Tensor, Tensor]:
         """Of few items by `scores`; of many from the best by logit and bias, and what the parts name."""
-        if not (self.sparse and self._parts()):
+        if not self._parts():
+            return self.sequence.top(feeds, items, k)
+        if not (self.sparse and self.sequence.is_product):
             return super().top(feeds, items, k)
-        base_BN = exclude(self.sequence.scores(feeds, items), feeds["excluded_items"])
-        recalled_BK = base_BN.topk(k).indices
+        user_BD = self.sequence.encode(feeds, items)
+        gains = self.sequence.gains(feeds, items, user_BD)
         entries = [part.distribution(feeds, items) for part in self._parts()]
-        named = [(items_BCM.flatten(1), share_BCM.flatten(1)) for items_BCM, share_BCM in entries]
-        widths = [k, *(rows_BE.shape[1] for rows_BE, _ in named)]
-        share_BPE = torch.stack(  # each part's shares stand in its own columns, under those of the others 0
-            [
-                F.pad(share_BE, (sum(widths[: place + 1]), sum(widths[place + 2 :])))
-                for place, (_, share_BE) in enumerate(named)
-            ],
-            dim=1,
-        )
-        rows_BE, sums_BPE = gathered_once(torch.cat([recalled_BK, *(rows for rows, _ in named)], 1), share_BPE)
-        lost_BE = (self.weights[:-1, None] * HALF / (sums_BPE + HALF)).sum(1)
-        scores_BE = base_BN.gather(1, rows_BE.clamp(min=0)) - lost_BE
-        scores_BK, at_BK = torch.where(rows_BE >= 0, scores_BE, float("-inf")).topk(k)
-        return scores_BK, rows_BE.clamp(min=0).gather(1, at_BK)
+        named = [Named(items_BCM.flatten(1), share_BCM.flatten(1)) for items_BCM, share_BCM in entries]
+        weights_P1 = self.weights[:-1, None]
+
+        def gain(sums_BPE: Tensor) -> Tensor:
+            own_BE = sums_BPE[:, : -len(entries)].sum(1)
+            return own_BE - (weights_P1 * HALF / (sums_BPE[:, -len(entries) :] + HALF)).sum(1)
+
+        if gains is not None:
+            named.insert(0, gains)
+        vectors_ND, bias_N = items["item_vectors"], items["item_bias"]
+        return best_with(user_BD, vectors_ND, bias_N, feeds["excluded_items"], k, named, gain)
 
     def because(self, feeds: Tensors, items: Tensors, top_BK: Tensor) -> Tensor:
         """The history column without which the parts would score the item lowest; -1 if they do not speak of it.

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporter.models.base import Plan, Tensors, exclude, register
+from exporter.models.base import Plan, Tensors, register
+from exporter.models.top import best, exclude
 from exporter.models.twotower import TwoTower
+from exporter.topk import DENSE_ITEMS
 
 CANDIDATES = 200
 NEGATIVES = 64  # candidates a position in training, besides the target
@@ -32,6 +34,7 @@ class NCF(TwoTower):
     def __init__(self, plan: Plan) -> None:
         """Initial weights from torch's current seed."""
         super().__init__(plan)
+        self.sparse = plan.items > DENSE_ITEMS
         self.network = nn.Sequential(
             nn.Linear(3 * plan.dim, plan.dim), nn.ReLU(), nn.Dropout(plan.dropout), nn.Linear(plan.dim, 1)
         )
@@ -44,6 +47,18 @@ class NCF(TwoTower):
         first_BC, rows_BC = allowed_BN.topk(min(CANDIDATES, recall_BN.shape[1]))
         second_BC = first_BC + self._match(user_BD, F.embedding(rows_BC, items["item_vectors"]))
         return (recall_BN - BELOW).scatter(1, rows_BC, second_BC)
+
+    def top(self, feeds: Tensors, items: Tensors, k: int) -> tuple[Tensor, Tensor]:
+        """Of many items the candidates alone are scored by both stages, and no others at all."""
+        if not self.sparse or k > CANDIDATES:
+            return super().top(feeds, items, k)
+        user_BD = self.encode(feeds, items)
+        first_BC, rows_BC = best(
+            user_BD, items["item_vectors"], items["item_bias"], feeds["excluded_items"], CANDIDATES
+        )
+        second_BC = first_BC + self._match(user_BD, F.embedding(rows_BC, items["item_vectors"]))
+        scores_BK, at_BK = second_BC.topk(k)
+        return scores_BK, rows_BC.gather(1, at_BK)
 
     def loss(self, feeds: Tensors, target_BL: Tensor) -> Tensor:
         """The first stage's cross-entropy among all items, and the second's among the target and hard negatives."""

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporter.models.base import Plan, Recommender, Tensors
-from exporter.models.counts import DENSE_ITEMS, gathered, shares_of
+from exporter.models.counts import gathered, shares_of
 from exporter.models.tuning import Batches, ndcg_of, sample
+from exporter.topk import DENSE_ITEMS
 
 TINY = 1e-6
 POPULARITY = 1e-6  # of log counts: decides among items that the part says nothing of

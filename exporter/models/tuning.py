@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from exporter.models.base import Tensors, exclude
+from exporter.models.base import Tensors
+from exporter.models.top import exclude
 
 EVENTS = 4096  # enough to choose a decay by: the standard error of NDCG@10 is then about .004
 TOP = 10

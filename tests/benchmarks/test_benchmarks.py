@@ -96,6 +96,22 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "us_per_list": {"L 10, batch 1", "L 10, batch 32"},
         "bars": {"incremental_vs_recompute"},
     },
+    "topk": {
+        "seed": set(),
+        "load": {"dim", "k", "excluded", "repeats"},
+        "core": {"gflops", "gbytes_per_s"},
+        "topk": {"2000", "53000"},
+        "int8_overlap": {"2000", "53000"},
+        "bars": {
+            "topk_vs_faiss",
+            "topk_vs_matmul_1",
+            "topk_vs_matmul_32",
+            "int8_vs_exact_2000_1",
+            "int8_vs_exact_2000_32",
+            "int8_vs_exact_53000_1",
+            "int8_vs_exact_53000_32",
+        },
+    },
     "peers": {
         "seed": set(),
         "bundle": {"model", "items", "L", "K"},

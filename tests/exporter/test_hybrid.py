@@ -7,10 +7,11 @@ import onnx
 import pytest
 import torch
 
+from exporter import topk
 from exporter.evaluation import histories_before, ndcg, prequential, scorer_of
 from exporter.export import write_bundle
 from exporter.histories import Horizon
-from exporter.models import Hybrid, Plan, create, hybrid, parts
+from exporter.models import Hybrid, Plan, attention, create, hybrid, parts
 from exporter.models.personal import PersonalPart
 from exporter.training import seed_everything
 from stream_worker.bundle import Bundle
@@ -60,8 +61,9 @@ def test_a_large_catalogue_gets_the_same_lists_without_passes_over_it(
 ) -> None:
     dense = new_model("hybrid", seed, repeats=True)  # so that all of its parts are there
 
-    for module in (hybrid, parts):
+    for module in (attention, hybrid, parts, topk):
         monkeypatch.setattr(module, "DENSE_ITEMS", 0)
+    monkeypatch.setattr(topk, "BLOCK", 16)
     sparse = new_model("hybrid", seed, repeats=True)
     feeds = {name: torch.from_numpy(array) for name, array in feeds_of(seed).items()}
     items = {name: tensor.detach() for name, tensor in dense.item_tensors().items()}
@@ -73,4 +75,6 @@ def test_a_large_catalogue_gets_the_same_lists_without_passes_over_it(
         assert torch.equal(sparse.because(feeds, items, top_BK), dense.because(feeds, items, top_BK))
     bundle = Bundle(write_bundle(tmp_path, sparse, catalogue(), serving(), NOW))  # held to `scores` on the way
     operators = {node.op_type for node in onnx.load(bundle.path / "model.onnx").graph.node}
-    assert operators >= {"TopK", "CumSum"}
+    assert operators >= {"Top", "TopK", "CumSum"}
+    assert bundle.manifest.row_multiple == 16
+    assert len(bundle.items.tensors["item_bias"]) == 48

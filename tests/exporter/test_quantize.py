@@ -19,10 +19,10 @@ from exporter.int8 import weights_to_int8
 from exporter.quantize import in_int8
 from stream_worker.bundle import Bundle
 from stream_worker.cli import main as worker
+from stream_worker.int8 import quantize_rows
 from stream_worker.manifest import EXAMPLE, ITEMS, MODEL, ResidentEntry, find_bundle, load_arrays
 from tests.exporter import test_contract as contract
 from tests.exporter.conftest import NOW, K, N, catalogue, new_model, serving, write_events
-from tests.exporter.test_int8 import session_of
 
 WEIGHTS = {"gru4rec": 3, "mf": 0, "sasrec": 10}
 
@@ -52,7 +52,7 @@ def before(request: pytest.FixtureRequest, exported: Callable[[str], Path]) -> B
 def bundle(before: Bundle, events: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Quantised by the command. The weights are random: one hit less may be a large loss."""
     out = tmp_path_factory.mktemp("after")
-    assert quantize(before.path, out, events, "--max-loss", "0.9") == 0
+    assert quantize(before.path, out, events, "--items-int8", "--max-loss", "0.9") == 0
     return Bundle(out)
 
 
@@ -66,10 +66,25 @@ def quantize(bundle: Path, out: Path, events: Path, *flags: str) -> int:
 
 
 def test_lists_and_scores_are_near_those_before(before: Bundle, bundle: Bundle, seed: int) -> None:
+    """What differs are the weights: candidates are scored anew."""
     feeds = contract.feeds_of(seed)
     one, other = contract.run(before, feeds), contract.run(bundle, feeds)
-    assert overlap(one["items"], other["items"]) >= 0.8
+    assert overlap(one["items"], other["items"]) >= (1 if before.manifest.name == "mf" else 0.8)
     np.testing.assert_allclose(other["scores"], one["scores"], atol=0.05 * np.abs(one["scores"]).max())
+
+
+def test_a_row_that_is_written_at_run_time_is_found(bundle: Bundle, seed: int) -> None:
+    tensors = {name: tensor.copy() for name, tensor in bundle.items.tensors.items()}
+    new = N  # a row without an item until then
+    tensors["item_vectors"][new] = 0
+    tensors["item_vectors"][new, 0] = 1
+    tensors["item_steps"][new], tensors["item_scales"][new] = (
+        rows[0] for rows in quantize_rows(tensors["item_vectors"][new : new + 1])
+    )
+    feeds = contract.feeds_of(seed)
+    assert not (contract.run(bundle, feeds, tensors)["items"] == new).any()
+    tensors["item_bias"][new] = 1000
+    assert (contract.run(bundle, feeds, tensors)["items"][:, 0] == new).all()
 
 
 def test_a_user_alone_gets_what_the_user_gets_in_a_batch(bundle: Bundle) -> None:
@@ -78,7 +93,6 @@ def test_a_user_alone_gets_what_the_user_gets_in_a_batch(bundle: Bundle) -> None
     for user in range(contract.USERS):
         alone = contract.run(bundle, contract.rows_of(feeds, slice(user, user + 1)))
         contract.same_lists(contract.rows_of(together, slice(user, user + 1)), alone)
-    # A seed of its own: float sums over another padding may differ in the last bit, and a step is more than 1e-4.
     contract.test_a_user_gets_the_same_list_alone_in_any_batch_and_with_any_padding(bundle, 0)
 
 
@@ -93,19 +107,21 @@ def test_the_contract_holds(bundle: Bundle, seed: int) -> None:
         contract.test_no_new_event_changes_no_vector(bundle, seed)
 
 
-def test_everything_is_smaller_and_the_manifest_says_so(before: Bundle, bundle: Bundle) -> None:
+def test_the_manifest_says_what_there_is(before: Bundle, bundle: Bundle) -> None:
     was, now = before.manifest, bundle.manifest
-    assert now.files[ITEMS].size < was.files[ITEMS].size
+    assert was.files[ITEMS].size < now.files[ITEMS].size < 1.6 * was.files[ITEMS].size  # the 8 bits come on top
     # These graphs are all head and no body: of the weights alone.
     initializers = [onnx.load(one.path / MODEL).graph.initializer for one in (before, bundle)]
     large = [sum(len(t.raw_data) for t in tensors if len(t.dims) > 1 and t.dims[-1] > 1) for tensors in initializers]
     assert WEIGHTS[before.manifest.name] == 0 or large[1] < large[0] / 2
     assert (now.name, now.report, now.actions) == (was.name, was.report, was.actions)
     assert now.model != was.model
-    assert now.resident["item_vectors"] == ResidentEntry("uint8", 128)
-    assert bundle.items.tensors["item_scales"].shape == (N,)
+    assert now.resident["item_steps"] == ResidentEntry("uint8", 128)
+    assert now.resident["item_vectors"] == was.resident["item_vectors"]
+    assert now.row_multiple == 48
+    assert bundle.items.tensors["item_scales"].shape == (48,)
     inputs = {entry.name: (entry.dtype, entry.shape) for entry in now.inputs}
-    assert inputs["item_vectors"] == ("uint8", ["N", was.D])
+    assert inputs["item_steps"] == ("uint8", ["N", was.D])
     assert inputs["item_scales"] == ("float32", ["N"])
 
 
@@ -115,19 +131,12 @@ def test_it_verifies_and_is_the_current_one(bundle: Bundle, capsys: pytest.Captu
     bundle.warm_up()
 
 
-def test_the_example_stays_away_from_where_a_rounding_tips(before: Bundle, bundle: Bundle) -> None:
-    """Another CPU, whose sums differ by a millionth, must find the same scores."""
+def test_the_example_has_a_user_without_history(bundle: Bundle) -> None:
     example = load_arrays(bundle.path / EXAMPLE)
     assert example["input.excluded_items"].shape[0] == 7
     history = example.get("input.history_items", example.get("input.new_items"))
     assert history is not None
-    assert (history < 0).all(axis=1).any(), "a user without history"
-    small = in_int8(before, True, True)
-    session = session_of(_with_output(small.model, small.stepped[0]), bundle.path.parent)
-    feeds = {name.removeprefix("input."): array for name, array in example.items() if name.startswith("input.")}
-    (steps_BD,) = session.run(small.stepped, feeds | bundle.items.tensors)
-    margin_B = np.abs(steps_BD - np.floor(steps_BD) - 0.5).min(axis=1)
-    assert (margin_B[(history >= 0).any(axis=1)] > 1e-3).all()
+    assert (history < 0).all(axis=1).any()
 
 
 def test_a_worker_serves_it(bundle: Bundle, before: Bundle, tmp_path: Path) -> None:
@@ -148,15 +157,16 @@ def test_a_worker_serves_it(bundle: Bundle, before: Bundle, tmp_path: Path) -> N
 def test_weights_and_items_may_be_quantised_apart(sasrec: Path, events: Path, tmp_path: Path) -> None:
     source = Bundle(sasrec)
     weights, items = in_int8(source, False, True), in_int8(source, True, False)
-    assert weights.tensors["item_vectors"].dtype == np.float32
+    assert not weights.has_items
+    assert items.has_items
     assert {node.op_type for node in weights.model.graph.node} >= {"DequantizeLinear"}
     assert not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in items.model.graph.initializer)
-    assert quantize(sasrec, tmp_path / "out", events, "--no-items-int8", "--max-loss", "0.9") == 0
+    assert quantize(sasrec, tmp_path / "out", events, "--max-loss", "0.9") == 0
     assert Bundle(tmp_path / "out").manifest.resident == source.manifest.resident
 
 
 def test_what_it_prints(sasrec: Path, events: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert quantize(sasrec, tmp_path, events, "--max-loss", "0.9", "--test-events", "50") == 0
+    assert quantize(sasrec, tmp_path, events, "--items-int8", "--max-loss", "0.9", "--test-events", "50") == 0
     out = capsys.readouterr().out
     assert "48 test events of real users" in out
     for row in ("model.onnx, KiB", "items.npz, KiB", "batch 1 ", "batch 32", "top-5 overlap", "NDCG@10", "95 %"):
@@ -182,11 +192,19 @@ def test_a_loss_above_the_bound_is_refused_and_nothing_is_written(
 def test_there_is_nothing_to_quantise_in_popularity_nor_twice(
     exported: Callable[[str], Path], events: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert quantize(exported("popularity"), tmp_path / "out", events) == 3
-    assert "popularity has no item vectors or weights in float32" in capsys.readouterr().err
-    assert quantize(exported("mf"), tmp_path / "out", events, "--max-loss", "0.9") == 0
-    assert quantize(tmp_path / "out", tmp_path / "again", events, "--max-loss", "0.9") == 3
-    assert "mf has no item vectors" in capsys.readouterr().err
+    assert quantize(exported("popularity"), tmp_path / "out", events, "--items-int8") == 3
+    assert "popularity has no product of items or weights in float32" in capsys.readouterr().err
+    assert quantize(exported("mf"), tmp_path / "out", events, "--items-int8", "--max-loss", "0.9") == 0
+    assert quantize(tmp_path / "out", tmp_path / "again", events, "--items-int8", "--max-loss", "0.9") == 3
+    assert "mf has no product of items" in capsys.readouterr().err
+
+
+def test_a_score_that_is_more_than_a_product_keeps_its_items(
+    exported: Callable[[str], Path], events: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quantize(exported("ncf"), tmp_path, events, "--items-int8", "--max-loss", "0.9") == 0
+    assert "ncf has more to a score than a product here: its items stay in float32." in capsys.readouterr().out
+    assert "item_steps" not in Bundle(tmp_path).manifest.resident
 
 
 def test_weights_of_a_gru_are_found_behind_what_turns_them(before: Bundle) -> None:
@@ -210,7 +228,7 @@ def test_weights_of_a_gru_are_found_behind_what_turns_them(before: Bundle) -> No
         (["quantize", "BUNDLE", "--out", "OUT", "--events", "EVENTS", "--max-loss", "2"], 2, "--max-loss"),
         (["quantize", "BUNDLE", "--out", "OUT", "--events", "STRANGE"], 4, "knows no item"),
         (
-            ["quantize", "BUNDLE", "--out", "OUT", "--events", "EVENTS", "--no-items-int8", "--no-weights-int8"],
+            ["quantize", "BUNDLE", "--out", "OUT", "--events", "EVENTS", "--no-weights-int8"],
             2,
             "nothing is left to quantise",
         ),
@@ -235,8 +253,3 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert stderr.startswith("exporter: ")
     assert stderr.count("\n") == 1
     assert not out.exists()
-
-
-def _with_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["B", None]))
-    return model
