@@ -50,10 +50,11 @@ def test_no_python_is_compiled_anew_at_every_start(image: Image) -> None:
     """The root file system is read-only: what is not compiled in the image never is."""
     code, said = image.python(
         "import importlib.util, pathlib, site; p = pathlib.Path(site.getsitepackages()[0]);"
-        "print([str(f) for f in p.rglob('*.py') if f.parent.name != '__pycache__'"
-        " and not pathlib.Path(importlib.util.cache_from_source(str(f))).exists()][:5])"
+        "print(*[f for f in p.rglob('*.py') if not pathlib.Path(importlib.util.cache_from_source(str(f))).exists()])"
     )
-    assert (code, said) == (0, "[]\n")
+    assert code == 0
+    # torch brings a file in the syntax of a newer Python.
+    assert {Path(file).name for file in said.split()} <= {"py312_intrinsics.py"}
 
 
 def test_the_size_of_an_image(image: Image) -> None:
