@@ -246,6 +246,15 @@ def test_the_overlay_of_the_docs_renders(tmp_path: Path) -> None:
     assert settings["STREAM_WORKER_EVENTS_TOPIC"] == "shop.events"
 
 
+@EVERY_RENDER
+def test_every_claim_that_a_pod_names_is_there(name: str) -> None:
+    claims = {one["metadata"]["name"] for one in render(name) if one["kind"] == "PersistentVolumeClaim"}
+    for maker, found in pods(name).items():
+        for volume in found["spec"].get("volumes", []):
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in claims, maker
+
+
 def test_scaling_stays_within_the_partitions() -> None:
     name = "examples/production"
     scaled = find(name, "ScaledObject")
