@@ -19,8 +19,12 @@ COPY pyproject.toml uv.lock ./
 
 # The dependencies, one stage a target: they change seldom, so their large layer is seldom pushed anew.
 FROM build AS worker-dependencies
+# The locked ONNX Runtime serves CPU and GPU. Its CUDA parts are half the image, and this one has no CUDA to use them with;
+# the rest is the very build that the tests run.
 RUN --mount=type=cache,target=/var/cache/uv \
-    uv sync --frozen --no-dev --no-install-project --extra librdkafka
+    uv sync --frozen --no-dev --no-install-project --extra librdkafka \
+    && find /opt/stream-worker -name 'libonnxruntime_providers_cuda.so' -delete \
+    && find /opt/stream-worker -name 'libonnxruntime_providers_tensorrt.so' -delete
 
 FROM build AS worker-gpu-dependencies
 RUN --mount=type=cache,target=/var/cache/uv \

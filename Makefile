@@ -1,6 +1,6 @@
 # Every target sets up what it needs; a second run reuses it. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs bench quality soak chaos clean
+.PHONY: help install demo test check docs bench quality soak chaos image-test audit clean
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -39,5 +39,11 @@ soak: install ## memory of a worker whose users churn, and of a state that meets
 chaos: install ## kill, stall and cut off workers and the broker, at length; prints what was lost, doubled or stale
 	@CHAOS=long exec .venv/bin/python -m pytest tests/chaos -p no:cacheprovider
 
-clean: ## remove what the targets made: .venv, .tools, .cache, .demo, models, site
-	rm -rf .venv .tools .cache .demo models site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+image-test: install ## build the worker's image without a daemon, start it against a real broker (TARGETS="worker worker-gpu exporter"); as root
+	@scripts/image-test $(TARGETS)
+
+audit: install ## known vulnerabilities of what is locked, and the worker's SBOM; asks PyPI
+	@scripts/audit $(AUDIT)
+
+clean: ## remove what the targets made: .venv, .tools, .cache, .demo, dist, models, site
+	rm -rf .venv .tools .cache .demo dist models site .mypy_cache .ruff_cache .pytest_cache .hypothesis

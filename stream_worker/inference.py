@@ -145,12 +145,17 @@ def create_session(
     return session
 
 
-_CUDA_MEND = "Install the extra `gpu` on a machine with an NVIDIA driver, or choose --device cpu."
+_CUDA_MEND = (
+    "Install the extra `gpu`, or take the image of the target worker-gpu, on a machine with an NVIDIA driver; "
+    "or choose --device cpu."
+)
 
 
 def _require_cuda_driver() -> None:
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise BundleError(f"device cuda: this ONNX Runtime was built without CUDA. {_CUDA_MEND}")
+    # A file of its own, which the image `worker` leaves out.
+    provider = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if "CUDAExecutionProvider" not in ort.get_available_providers() or not provider.exists():
+        raise BundleError(f"device cuda: this ONNX Runtime is without CUDA. {_CUDA_MEND}")
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:

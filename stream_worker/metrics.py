@@ -91,6 +91,7 @@ class Metrics:
         self.item_rows = gauge("item_rows", "Items the model knows.")
         self.judged = counter("judged", "Events judged against the list before them.", "variant", "list")
         self.hits = counter("hits", "Judged events whose item was among the first k of it.", "variant", "list", "k")
+        self.ready = gauge("ready", "1 where /readyz says so: partitions restored, states written, the broker answers.")
         self.last_step = gauge("last_step_timestamp_seconds", "When the main loop last completed a step, Unix time.")
 
         self.unknown_items = self.unknown.labels(kind="item")

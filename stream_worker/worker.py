@@ -45,6 +45,7 @@ class Worker:
         self._beat = time.monotonic()
         self._not_ready: str | None = "starting"
         self._ready_checked_at = 0.0
+        metrics.ready.set_function(lambda: float(self.ready() is None))
         self._endpoints = Endpoints(settings.http_host, settings.http_port, metrics.registry, self.live, self.ready)
 
     def run(self) -> None:

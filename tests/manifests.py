@@ -17,13 +17,20 @@ CRDS = {
     for crd in (yaml.safe_load(path.read_text()) for path in sorted((ROOT / "tests" / "crds").glob("*.yaml")))
 }
 
+SECRETS = "/etc/stream-worker/"  # where the files of the Secret lie in a pod
+
 Object = dict[str, Any]
 
 
 @functools.cache
 def render(name: str) -> list[Object]:
     """What `kubectl apply -k k8s/NAME` would send."""
-    done = subprocess.run([needs.kubectl(), "kustomize", str(K8S / name)], check=False, capture_output=True, text=True)
+    return kustomize(K8S / name)
+
+
+def kustomize(folder: Path) -> list[Object]:
+    """What `kubectl apply -k FOLDER` would send."""
+    done = subprocess.run([needs.kubectl(), "kustomize", str(folder)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "kustomize warns"
     return list(yaml.safe_load_all(done.stdout))
@@ -74,4 +81,16 @@ def environment(name: str, container: Object) -> dict[str, str]:
             assert source["secretRef"]["optional"] is True
     for variable in container.get("env", []):
         found[variable["name"]] = variable.get("value", "from the pod")
+    return found
+
+
+def with_secret_files(variables: dict[str, str], folder: Path) -> dict[str, str]:
+    """The same, where the files of the Secret lie in `folder`; those that are missing there are made."""
+    found = {}
+    for name, value in variables.items():
+        if value.startswith(SECRETS):
+            file = folder / value.removeprefix(SECRETS)
+            file.touch()
+            value = str(file)
+        found[name] = value
     return found

@@ -1,6 +1,7 @@
 """k8s/ as it is rendered: valid, and true to the worker it starts. tests/test_cluster.py asks a real API server."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]  # kubernetes-validate brings it
@@ -11,7 +12,21 @@ from prometheus_client import CollectorRegistry
 from exporter.settings import TrainSettings
 from stream_worker.endpoints import Endpoints
 from stream_worker.settings import PREFIX, Settings, TopicsSettings, refuse_unknown_variables
-from tests.manifests import K8S, RENDERS, ROOT, Object, crd_of, environment, find, has, pods, render
+from tests.manifests import (
+    K8S,
+    RENDERS,
+    ROOT,
+    SECRETS,
+    Object,
+    crd_of,
+    environment,
+    find,
+    has,
+    kustomize,
+    pods,
+    render,
+    with_secret_files,
+)
 
 KUBERNETES_VERSION = "1.36"
 EVERY_RENDER = pytest.mark.parametrize("name", RENDERS)
@@ -87,7 +102,7 @@ def test_every_variable_is_a_real_setting() -> None:
 
 
 @EVERY_RENDER
-def test_each_command_accepts_its_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_command_accepts_its_settings(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: dict[str, Any] = {"run": Settings, "topics": TopicsSettings, "train": TrainSettings}
     seen = set()
     for found in pods(name).values():
@@ -97,7 +112,7 @@ def test_each_command_accepts_its_settings(name: str, monkeypatch: pytest.Monkey
         command = container["args"][0]
         seen.add(command)
         with monkeypatch.context() as patch:
-            for variable, value in environment(name, container).items():
+            for variable, value in with_secret_files(environment(name, container), tmp_path).items():
                 patch.setenv(variable, value)
             refuse_unknown_variables([Settings, TopicsSettings])
             settings = commands[command]()
@@ -192,7 +207,7 @@ def test_kafka_is_reached_by_those_who_need_it(name: str) -> None:
     ports = allowed["egress"][0]["ports"][0]
     container = worker(name)
     for address in environment(name, container)[f"{PREFIX}BOOTSTRAP"].split(","):
-        assert ports["port"] <= int(address.rpartition(":")[2]) <= ports["endPort"]
+        assert ports["port"] <= int(address.rpartition(":")[2]) <= ports.get("endPort", ports["port"])
     (expression,) = allowed["podSelector"]["matchExpressions"]
     for maker, found in pods(name).items():
         labels = found["metadata"]["labels"]
@@ -201,6 +216,43 @@ def test_kafka_is_reached_by_those_who_need_it(name: str) -> None:
         assert (labels["app.kubernetes.io/component"] in expression["values"]) == ("training" not in maker)
         fenced = find(name, "NetworkPolicy", "stream-worker")["spec"]["podSelector"]["matchLabels"]
         assert fenced.items() <= labels.items()
+
+
+def test_files_that_the_settings_name_come_from_a_secret_that_must_be_there() -> None:
+    name = "examples/tls"
+    (told,) = re.findall(r"create secret generic (.*)", (K8S / name / "kustomization.yaml").read_text())
+    secret, *files = told.split()
+    keys = {SECRETS + file.removeprefix("--from-file=") for file in files}
+    for maker in ("StatefulSet/stream-worker", "Job/stream-worker-topics"):
+        spec = pods(name)[maker]["spec"]
+        (container,) = spec["containers"]
+        assert {value for value in environment(name, container).values() if value.startswith(SECRETS)} == keys
+        mounted = {mount["mountPath"] + "/": mount["name"] for mount in container["volumeMounts"]}
+        volume = {one["name"]: one for one in spec["volumes"]}[mounted[SECRETS]]["secret"]
+        assert volume["secretName"] == secret
+        assert volume["optional"] is False, "a pod without its password waits, instead of starting again and again"
+
+
+def test_the_overlay_of_the_docs_renders(tmp_path: Path) -> None:
+    """As the page says: in a folder of one's own, with a checkout of this repository in it."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "kubernetes.md").read_text(), re.S)
+    (tmp_path / "kustomization.yaml").write_text(text)
+    (tmp_path / "stream-worker").symlink_to(ROOT)
+    found = kustomize(tmp_path)
+    for one in found:
+        kubernetes_validate.validate(one, KUBERNETES_VERSION, strict=True)
+    (settings,) = (one["data"] for one in found if "STREAM_WORKER_BOOTSTRAP" in one.get("data", {}))
+    assert settings["STREAM_WORKER_SECURITY_PROTOCOL"] == "SASL_SSL"
+    assert settings["STREAM_WORKER_EVENTS_TOPIC"] == "shop.events"
+
+
+@EVERY_RENDER
+def test_every_claim_that_a_pod_names_is_there(name: str) -> None:
+    claims = {one["metadata"]["name"] for one in render(name) if one["kind"] == "PersistentVolumeClaim"}
+    for maker, found in pods(name).items():
+        for volume in found["spec"].get("volumes", []):
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in claims, maker
 
 
 def test_scaling_stays_within_the_partitions() -> None:

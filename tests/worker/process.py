@@ -1,6 +1,7 @@
 """Real `stream-worker run` processes on a real Kafka, and what the topics say about them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -51,6 +52,8 @@ class Stage:
         self.broker = broker
         self.client = client  # of the workers; what looks at the topics is always kafka-python
         self.bootstrap = broker.bootstrap  # for the workers
+        self.command = [sys.executable, "-m", "stream_worker"]  # how workers are started
+        self.environment: dict[str, str] = {}  # further variables of theirs
         self.bundle = bundle
         self.logs = logs
         self.group = unique("group")
@@ -162,7 +165,9 @@ class WorkerProcess:
         arguments += stage.flags
         arguments += ["--session-timeout-s", "6", "--delivery-timeout-s", "3", *flags]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "stream_worker", "run", *arguments], stderr=log)
+            self.process = subprocess.Popen(
+                [*stage.command, "run", *arguments], stderr=log, env=os.environ | stage.environment
+            )
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of an endpoint; 0 while nobody listens."""

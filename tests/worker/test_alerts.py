@@ -4,12 +4,14 @@ import itertools
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from demo.broker import Broker
+from tests.manifests import find
 from tests.worker.monitoring import Alertmanager, Prometheus, Webhook
 from tests.worker.process import Stage, wait_for
 
@@ -71,7 +73,7 @@ def test_two_incidents_fire_into_a_real_alertmanager(
         assert told.isdisjoint({f"StreamWorker{name}" for name in UNCONCERNED})
 
 
-def test_every_panel_of_the_dashboard_shows_data(
+def test_every_panel_of_the_dashboard_shows_data_and_keda_gets_one_number(
     broker: Broker, models: dict[str, Path], tmp_path: Path, unique: Callable[[str], str], seed: int
 ) -> None:
     dashboard = json.loads((ROOT / "k8s" / "components" / "monitoring" / "dashboard.json").read_text())
@@ -108,6 +110,11 @@ def test_every_panel_of_the_dashboard_shows_data(
                 wait_for("data in every panel", shown)
             except AssertionError as error:
                 raise AssertionError(f"no data: {waiting}") from error
+            for trigger in find("examples/production", "ScaledObject")["spec"]["triggers"]:
+                query = re.sub(r'namespace="[^"]*"', 'namespace=""', trigger["metadata"]["query"])
+                query = re.sub(r"\[\dm\]", "[10s]", query)
+                (number,) = prometheus.query(query).values()
+                assert math.isfinite(number), query
             assert prometheus.query(queries["Stages: {{stage}}"]).keys() == {
                 json.dumps({"stage": stage}) for stage in
                 ("poll", "decode", "fold", "batch", "infer", "encode", "publish", "checkpoint")

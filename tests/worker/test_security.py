@@ -31,6 +31,7 @@ from stream_worker.topics import inspect
 from stream_worker.transports.kafka_doctor import examine_kafka
 from tests import needs
 from tests.conftest import start
+from tests.manifests import environment, pods, with_secret_files
 from tests.worker.process import CLIENTS, Stage, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +178,22 @@ def test_a_worker_needs_what_the_docs_say_and_tells_nobody_its_password(
     assert "sasl_password_file" in log
     assert PASSWORD not in log
     assert '"level": "warning"' not in re.sub(r".*no position on the changelog.*|.*device auto.*", "", log)
+
+
+def test_the_settings_of_the_tls_example_let_a_worker_in(fortress: Fortress, stage: Stage, tmp_path: Path) -> None:
+    """k8s/examples/tls as a pod gets it; but for the names of brokers, user and topics, which are ours."""
+    needs.kubectl()
+    (container,) = pods("examples/tls")["StatefulSet/stream-worker"]["spec"]["containers"]
+    files = tmp_path / "stream-worker-files"
+    files.mkdir()
+    (files / "ca.pem").write_bytes(fortress.authority.ca.read_bytes())
+    (files / "password").write_text(PASSWORD)
+    stage.environment = with_secret_files(environment("examples/tls", container), files)
+    assert {path.name for path in files.iterdir()} == {"ca.pem", "password"}
+    fortress.grant("run", documented("run"), names(stage))
+    stage.worker("--sasl-username", "run", "--session-timeout-s", "30")
+    stage.send([("u1", "i1")])
+    wait_for("a list", stage.covered)
 
 
 @pytest.mark.parametrize("client", CLIENTS)

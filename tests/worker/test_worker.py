@@ -102,6 +102,7 @@ def test_a_broker_that_is_away_costs_readiness_and_nothing_else(
         stage.close_producer()
         own_broker.kill()
         wait_for("not ready", lambda: worker.get("/readyz")[0] == 503)
+        assert worker.metric("ready") == 0, "the metric that an alert looks at"
         assert worker.get("/livez")[0] == 200
         own_broker.start()
         stage.send(some_events(seed + 1, 500))

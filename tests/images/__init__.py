@@ -1,0 +1,1 @@
+"""What is in the images, started as Kubernetes starts it: `make image-test`, never `make test`."""
