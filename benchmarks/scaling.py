@@ -27,6 +27,7 @@ from stream_worker.manifest import read_manifest
 from stream_worker.metrics import PREFIX
 
 BAR = 0.95
+QUIET_S = 2.0  # without a new list: above the time between checkpoints, and between two looks of a worker at itself
 PARTITIONS = 2
 TEAMS = {"one": 1, "two": 2}
 
@@ -39,9 +40,10 @@ class Size:
     warm_up: int = 100_000  # fills histories
     backlog: int = 60_000
     repeats: int = 3
+    session_timeout_s: float = 60  # above the turns of the others; a fourth of it passes before a team is complete
 
 
-SMOKE = Size(users=200, warm_up=400, backlog=400, repeats=1)
+SMOKE = Size(users=200, warm_up=400, backlog=400, repeats=1, session_timeout_s=12)
 
 
 def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
@@ -69,7 +71,10 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
                 team = [
                     worker(
                         here, bundle, f"{name}-{number}", state=f"{name}-state",
-                        flags=["--group", here.topic(name), "--recommendations-topic", here.topic(name)],
+                        flags=[
+                            "--group", here.topic(name), "--recommendations-topic", here.topic(name),
+                            "--session-timeout-s", str(size.session_timeout_s),
+                        ],
                     )
                     for number in range(count)
                 ]  # fmt: skip
@@ -128,20 +133,21 @@ def _drain(
     start, cpu_s = time.monotonic(), sum(one.cpu_s() for one in team)
     for one in team:
         one.resume()
-    deadline = start + BUSY_TIMEOUT_S
+    deadline, lists, ended, used_s = start + BUSY_TIMEOUT_S, 0.0, start, 0.0
     while True:
-        used_s, now = sum(one.cpu_s() for one in team) - cpu_s, _totals(team)
-        if now["events_total"] - before["events_total"] >= count and not now["pending_users"]:
+        now = _totals(team)
+        if now["lists_total"] > lists:  # that was not the last one
+            lists, ended, used_s = now["lists_total"], time.monotonic(), sum(one.cpu_s() for one in team) - cpu_s
+        done = now["events_total"] - before["events_total"] >= count and not now["pending_users"]
+        if done and time.monotonic() - ended > QUIET_S:
             break
         if time.monotonic() > deadline:
             raise BenchmarkError(f"not done after {BUSY_TIMEOUT_S} s: {now}")
         time.sleep(SETTLE_S)
-    seconds = time.monotonic() - start
-    time.sleep(1 + SETTLE_S)  # the last checkpoint
     for one in team:
         one.pause()
-    lists = now["lists_total"] - before["lists_total"]
-    return {"lists_per_cpu_s": lists / used_s, "lists_per_s": lists / seconds, "events_per_s": count / seconds}, now
+    made, seconds = lists - before["lists_total"], ended - start
+    return {"lists_per_cpu_s": made / used_s, "lists_per_s": made / seconds, "events_per_s": count / seconds}, now
 
 
 def _totals(team: Sequence[WorkerContender]) -> dict[str, float]:

@@ -128,7 +128,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
     },
     "scaling": {
         "seed": set(),
-        "load": {"users", "warm_up", "backlog", "repeats"},
+        "load": {"users", "warm_up", "backlog", "repeats", "session_timeout_s"},
         "bundle": {"model", "items", "L", "K"},
         "workers": {"one", "two"},
         "bars": {"two_workers"},
