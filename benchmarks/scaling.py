@@ -29,6 +29,7 @@ from stream_worker.metrics import PREFIX
 BAR = 0.95
 QUIET_S = 2.0  # without a new list: above the time between checkpoints, and between two looks of a worker at itself
 PARTITIONS = 2
+TICK_S = 0.01  # of the CPU clock
 TEAMS = {"one": 1, "two": 2}
 
 
@@ -133,11 +134,12 @@ def _drain(
     start, cpu_s = time.monotonic(), sum(one.cpu_s() for one in team)
     for one in team:
         one.resume()
-    deadline, lists, ended, used_s = start + BUSY_TIMEOUT_S, 0.0, start, 0.0
+    deadline, lists, ended, used_s = start + BUSY_TIMEOUT_S, before["lists_total"], start, TICK_S
     while True:
         now = _totals(team)
         if now["lists_total"] > lists:  # that was not the last one
-            lists, ended, used_s = now["lists_total"], time.monotonic(), sum(one.cpu_s() for one in team) - cpu_s
+            lists, ended = now["lists_total"], time.monotonic()
+            used_s = max(TICK_S, sum(one.cpu_s() for one in team) - cpu_s)
         done = now["events_total"] - before["events_total"] >= count and not now["pending_users"]
         if done and time.monotonic() - ended > QUIET_S:
             break
