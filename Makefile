@@ -26,9 +26,8 @@ docs: install ## the site of docs/, to read at site/index.html
 	@scripts/site site
 	@echo "site/index.html"
 
-bench: install ## throughput and latency beside an echo of the same client
-	@.venv/bin/python -m benchmarks.run
-	@exec .venv/bin/python -m benchmarks.run graphs
+bench: install ## every bar: beside an echo, peers, FAISS, a bare consumer; workers, users, idle; about an hour and a half
+	@exec .venv/bin/python -m benchmarks.run bars
 
 quality: install ## HR@10 and NDCG@10 of every model on MovieLens and groceries beside the baselines; about an hour and a half
 	@exec .venv/bin/python -m benchmarks.quality
