@@ -174,6 +174,6 @@ def test_smoke(name: str, broker: Broker, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_bundle_that_is_not_there_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--smoke", "--bundle", str(tmp_path)]) == 3
+    assert main(["echo", "--smoke", "--bundle", str(tmp_path)]) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path) in line
