@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks import bundles, figures
 from stream_worker.batch import NO_ITEM, Feeds
 from stream_worker.bundle import Bundle
+from stream_worker.vectors import nothing
 
 MODELS = (
     "sasrec",
@@ -85,7 +86,7 @@ def feeds_of(bundle: Bundle, batch: int, rng: np.random.Generator) -> Feeds:
         **{f"history_{name}": array for name, array in events.items()},
         **{f"new_{name}": array[:, -1:] for name, array in events.items()},
         "now": times_BL[:, -1],
-        **{name: np.zeros((batch, *shape), np.float32) for name, shape in manifest.kept.items()},
+        **nothing(manifest.kept, batch),
         "excluded_items": np.where(rng.random(items_BL.shape) < 0.8, items_BL, np.int32(NO_ITEM)),
     }
 

@@ -16,6 +16,7 @@ from exporter.evaluate.ranking import accuracy
 from exporter.evaluation import batches
 from exporter.histories import Feeds, Horizon, Ints, Log, feeds_before
 from stream_worker.bundle import Bundle
+from stream_worker.vectors import nothing
 
 NDCG_PLACES = 10
 OVERLAP_PLACES = 20
@@ -126,5 +127,4 @@ def _feeds(bundle: Bundle, log: Log, events_B: Ints, horizon: Horizon) -> Feeds:
     """What a worker would feed of these users; a user's vector, if there is one, is rebuilt from the history."""
     feeds = feeds_before(log, events_B, horizon)
     new = {name.replace("history_", "new_"): array for name, array in feeds.items() if name.startswith("history_")}
-    kept = {name: np.zeros((len(events_B), *shape), np.float32) for name, shape in bundle.manifest.kept.items()}
-    return {**feeds, **new, **kept}
+    return {**feeds, **new, **nothing(bundle.manifest.kept, len(events_B))}

@@ -20,7 +20,7 @@ from stream_worker.bundle import TOLERANCE
 from stream_worker.errors import BundleError
 from stream_worker.inference import create_session
 from stream_worker.manifest import padded_rows
-from stream_worker.vectors import updated
+from stream_worker.vectors import nothing, updated
 
 BATCHES = (1, 2, 7)
 TAIL = 5  # rows without an item at the end of the item tensors, as in the worker's slabs
@@ -144,7 +144,7 @@ def random_feeds(
         "times": np.where(filled_BL, times_BL, 0),
     }
     return {f"{prefix}_{name}": array for prefix in ("history", "new") for name, array in events.items()} | {
-        **{name: np.zeros((batch, *shape), np.float32) for name, shape in kept.items()},
+        **nothing(kept, batch),
         "now": np.where(size_B > 0, times_BL[:, -1], 0),
         "excluded_items": rows_BX.astype(np.int32),
     }

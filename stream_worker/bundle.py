@@ -30,6 +30,7 @@ from stream_worker.manifest import (
     read_manifest,
 )
 from stream_worker.messages import item_hash
+from stream_worker.vectors import nothing
 
 DEFAULT_BATCH = 32  # users of one inference, unless measured: where processors of today are near their best
 SCORES_BYTES = 2**28  # of one batch, float32, when batch sizes are measured
@@ -266,6 +267,6 @@ def _empty_feeds(batch: int, length: int, kept: Mapping[str, tuple[int, ...]]) -
     }
     return {f"{prefix}_{name}": array for name, array in events.items() for prefix in ("history", "new")} | {
         "now": np.zeros(batch, np.int64),
-        **{name: np.zeros((batch, *shape), np.float32) for name, shape in kept.items()},
+        **nothing(kept, batch),
         "excluded_items": np.full((batch, excluded_bucket(length)), NO_ITEM, np.int32),
     }

@@ -134,6 +134,11 @@ class VectorCache:
         self._kept_at[slots:] = NEVER
 
 
+def nothing(shapes: Mapping[str, tuple[int, ...]], users: int) -> Arrays:
+    """What is kept of users of whom nothing is: zeros, float32 [B, …], by name."""
+    return {name: np.zeros((users, *shape), np.float32) for name, shape in shapes.items()}
+
+
 def write(
     slabs: Arrays, slots_B: NDArray[np.intp], users_b: NDArray[np.intp], outputs: Mapping[str, NDArray[Any]]
 ) -> None:

@@ -46,12 +46,11 @@ from exporter.histories import Log
 from exporter.models.top import Named, best, best_with, exclude
 from stream_worker import plugins
 from stream_worker.errors import SettingsError
+from stream_worker.manifest import RING_NEW, RING_PLACES
 
 Tensors = Mapping[str, Tensor]
 
 UPDATED = "updated_vector"
-PLACES = "ring_places"
-NEW = "_new"  # after the name of a ring: what comes into it
 MASKED = -1e9  # finite: a softmax over nothing but -inf is NaN in ONNX Runtime, though not in torch
 # The value of a row that holds no item; 0 for every other item tensor.
 FILLS = {"item_bias": float("-inf"), "item_rules_rows": -1.0, "item_knn_rows": -1.0}
@@ -246,7 +245,7 @@ class Graph(nn.Module):
         self.model, self.k = model, k
         self.feeds = (*model.reads, "excluded_items")
         self.inputs = (*self.feeds, *model.item_tensors())
-        self.entries = ((PLACES,) if model.rings else ()) + tuple(f"{name}{NEW}" for name in model.rings)
+        self.entries = ((RING_PLACES,) if model.rings else ()) + tuple(f"{name}{RING_NEW}" for name in model.rings)
         self.outputs = (
             *("items", "scores"),
             *(("because",) if model.explains else ()),

@@ -31,7 +31,8 @@ from exporter.models.attention import (
     gap_steps,
     masked,
 )
-from exporter.models.base import NEW, PLACES, Plan, Tensors, register
+from exporter.models.base import Plan, Tensors, register
+from stream_worker.manifest import RING_NEW, RING_PLACES
 
 KEYS = tuple(f"ring_keys_{number}" for number in range(BLOCKS))
 VALUES = tuple(f"ring_values_{number}" for number in range(BLOCKS))
@@ -87,7 +88,7 @@ class StreamingTransformer(SelfAttentive):
         ring = self._ring(history_BL, count_B, vector_BS[:, self.dim], new)
         x_BMD = self._embedded(new_BM, self._new_steps(feeds, new), items["item_vectors"])
         bias_BHMK = self._bias(ring, is_new_BM)
-        fresh = {PLACES: ring.place_BM}
+        fresh = {RING_PLACES: ring.place_BM}
         for block, keys, values in zip(self.blocks, KEYS, VALUES, strict=True):
             assert isinstance(block, Block)
             normed_BMD = block.attention_norm(x_BMD)
@@ -96,7 +97,7 @@ class StreamingTransformer(SelfAttentive):
                 block.query(normed_BMD), (feeds[keys], key_BMD), (feeds[values], value_BMD), bias_BHMK
             )
             x_BMD = block.finish(x_BMD, attended_BMD)
-            fresh |= {f"{keys}{NEW}": key_BMD, f"{values}{NEW}": value_BMD}
+            fresh |= {f"{keys}{RING_NEW}": key_BMD, f"{values}{RING_NEW}": value_BMD}
         hidden_BD = torch.where(count_B[:, None] > 0, self.norm(x_BMD[:, -1]), vector_BS[:, : self.dim])
         return {**feeds, **fresh, "vector": torch.cat([hidden_BD, ring.begin_B[:, None].float()], 1)}
 
