@@ -5,7 +5,7 @@ X excluded items fed.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +57,10 @@ class Prepared:
     new_length_B: NDArray[np.intp]  # of the history, the newest events that the kept vector has not seen
     rebuilt_B: NDArray[np.bool_]  # whether these are all of it, whatever was kept
 
+    def reordered(self, order_B: NDArray[np.intp]) -> "Prepared":
+        """The same users in another order."""
+        return Prepared(*(getattr(self, one.name)[order_B] for one in fields(self)))
+
 
 def prepare(
     histories: Histories,
@@ -95,12 +99,14 @@ def prepare(
     times_BL *= 1000
 
     seen_BH = item_known_BH if exclude_seen else item_known_BH & vocabulary.excluding[histories.actions_BH]
-    kept_BE = np.arange(histories.excluded_items_BE.shape[1]) < histories.excluded_length_B[:, None]
-    kept_rows_BE = np.where(kept_BE, items.rows_of(histories.excluded_items_BE), np.int32(NO_ITEM))
-    kept_BE = (kept_rows_BE >= 0) & vocabulary.excluding[histories.excluded_actions_BE]
-    excluded_BHE = np.concatenate([rows_BH, kept_rows_BE], 1)
+    E = int(histories.excluded_length_B.max(initial=0))
+    kept_BE = np.arange(E) < histories.excluded_length_B[:, None]
+    kept_rows_BE = np.where(kept_BE, items.rows_of(histories.excluded_items_BE[:, :E]), np.int32(NO_ITEM))
+    kept_BE = (kept_rows_BE >= 0) & vocabulary.excluding[histories.excluded_actions_BE[:, :E]]
     (excluded_BX,), excluded_B = right_align(
-        np.concatenate([seen_BH, kept_BE], 1), excluded_BHE.shape[1], ((excluded_BHE, np.int32, NO_ITEM),)
+        np.concatenate([seen_BH, kept_BE], 1),
+        H + E,
+        ((np.concatenate([rows_BH, kept_rows_BE], 1), np.int32, NO_ITEM),),
     )
     # Beyond L the graph could not see all that is new: then the vector starts again from the history.
     rebuilt_B = unseen_B > np.minimum(histories.length_B, length)
@@ -122,15 +128,18 @@ def right_align(
     Returns:
         The arrays [B, L], and how many places of each row are filled [B].
     """
-    from_right_BH = np.cumsum(keep_BH[:, ::-1], axis=1)[:, ::-1]  # 1 = the newest kept
-    b, h = np.nonzero(keep_BH & (from_right_BH <= length))
-    place = length - from_right_BH[b, h]
+    length_B = keep_BH.sum(1)
+    if length_B.max(initial=0) > length:
+        from_right_BH = np.cumsum(keep_BH[:, ::-1], axis=1)[:, ::-1]  # 1 = the newest kept
+        keep_BH = keep_BH & (from_right_BH <= length)
+        length_B = np.minimum(length_B, length)
+    filled_BL = np.arange(length) >= length - length_B[:, None]
     aligned = []
     for array_BH, dtype, padding in rows:
-        array_BL = np.full((len(keep_BH), length), padding, dtype)
-        array_BL[b, place] = array_BH[b, h]
+        array_BL = np.full(filled_BL.shape, padding, dtype)
+        array_BL[filled_BL] = array_BH[keep_BH]  # both row after row, in order
         aligned.append(array_BL)
-    return aligned, np.minimum(from_right_BH[:, 0], length) if keep_BH.shape[1] else np.zeros(len(keep_BH), np.intp)
+    return aligned, length_B
 
 
 def slices(
@@ -151,32 +160,33 @@ def slices(
     """
     new = "new_items" in wanted
     order_B = np.argsort(prepared.new_length_B if new else prepared.history_length_B, kind="stable")
+    one = prepared.reordered(order_B)
     for start in range(0, len(order_B), largest):
-        users_b = order_B[start : start + largest]
-        batch = _bucket(len(users_b), buckets.batch)
-        excluded = excluded_bucket(int(prepared.excluded_length_B[users_b].max()))
+        some = slice(start, start + largest)
+        batch = _bucket(len(order_B[some]), buckets.batch)
+        excluded = excluded_bucket(int(one.excluded_length_B[some].max()))
         feeds = {
-            "now": _pad(prepared.now_B[:, None], users_b, batch, 1, 0)[:, 0],
-            "excluded_items": _pad(prepared.excluded_items_BX, users_b, batch, excluded, NO_ITEM),
+            "now": _pad(one.now_B[some, None], batch, 1, 0)[:, 0],
+            "excluded_items": _pad(one.excluded_items_BX[some], batch, excluded, NO_ITEM),
         }
-        length = _bucket(int(prepared.history_length_B[users_b].max()), buckets.length)
-        feeds |= _events("history", prepared, users_b, batch, length)
+        events = {
+            "items": (one.history_items_BL[some], NO_ITEM),
+            "actions": (one.history_actions_BL[some], 0),
+            "times": (one.history_times_BL[some], 0),
+        }
+        length = _bucket(int(one.history_length_B[some].max()), buckets.length)
+        for name, (array_bL, padding) in events.items():
+            if name == "items" or f"history_{name}" in wanted:  # the items say what `because` points at
+                feeds[f"history_{name}"] = _pad(array_bL, batch, length, padding)
         if new:
-            length = _bucket(int(prepared.new_length_B[users_b[-1]]), buckets.new)
-            feeds |= _events("new", prepared, users_b, batch, length)
-            seen_bM = np.arange(length) < length - prepared.new_length_B[users_b, None]
-            feeds["new_items"][: len(users_b)][seen_bM] = NO_ITEM
-            feeds["new_actions"][: len(users_b)][seen_bM] = feeds["new_times"][: len(users_b)][seen_bM] = 0
-        yield users_b, feeds
-
-
-def _events(prefix: str, prepared: Prepared, users_b: NDArray[np.intp], batch: int, length: int) -> Feeds:
-    """The newest `length` events of these users."""
-    return {
-        f"{prefix}_items": _pad(prepared.history_items_BL, users_b, batch, length, NO_ITEM),
-        f"{prefix}_actions": _pad(prepared.history_actions_BL, users_b, batch, length, 0),
-        f"{prefix}_times": _pad(prepared.history_times_BL, users_b, batch, length, 0),
-    }
+            length = _bucket(int(one.new_length_B[some].max()), buckets.new)
+            is_new_bM = np.arange(length) >= length - one.new_length_B[some, None]
+            for name, (array_bL, padding) in events.items():
+                array_bM = _pad(array_bL, len(array_bL), length, padding)
+                feeds[f"new_{name}"] = _pad(
+                    np.where(is_new_bM, array_bM, array_bM.dtype.type(padding)), batch, length, padding
+                )
+        yield order_B[some], feeds
 
 
 def excluded_bucket(length: int) -> int:
@@ -188,9 +198,11 @@ def _bucket(size: int, buckets: Sequence[int]) -> int:
     return next(bucket for bucket in buckets if bucket >= size)
 
 
-def _pad(array_BL: NDArray[Any], users_b: NDArray[np.intp], batch: int, length: int, padding: int) -> NDArray[Any]:
-    """Rows `users_b`, the last `length` columns, as a new [batch, length]."""
-    padded = np.full((batch, length), padding, array_BL.dtype)
-    columns = min(length, array_BL.shape[1])
-    padded[: len(users_b), length - columns :] = array_BL[users_b, array_BL.shape[1] - columns :]
+def _pad(array_bL: NDArray[Any], batch: int, length: int, padding: int) -> NDArray[Any]:
+    """The last `length` columns as a contiguous [batch, length], the array itself if it is that."""
+    newest_bL = array_bL[:, max(0, array_bL.shape[1] - length) :]
+    if newest_bL.shape == (batch, length):
+        return np.ascontiguousarray(newest_bL)
+    padded = np.full((batch, length), padding, array_bL.dtype)
+    padded[: len(newest_bL), length - newest_bL.shape[1] :] = newest_bL
     return padded

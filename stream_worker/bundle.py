@@ -32,6 +32,7 @@ from stream_worker.manifest import (
 from stream_worker.messages import item_hash
 from stream_worker.vectors import nothing
 
+PLACES_PER_ITEM = 8  # of the table of hashes, at least: then one item in sixteen finds its place taken
 DEFAULT_BATCH = 32  # users of one inference, unless measured: where processors of today are near their best
 SCORES_BYTES = 2**28  # of one batch, float32, when batch sizes are measured
 MEASURED_RUNS = 3
@@ -63,16 +64,24 @@ class ItemTable:
         if len(ids) != manifest.items:
             raise BundleError(f"bundle {where}: {ITEM_ROWS} has {len(ids)} rows, the manifest says {manifest.items}.")
         self.ids = ids
-        self._names = [*ids, None]  # so that row -1 has the name None
-        hashes = np.fromiter((item_hash(item) for item in ids), np.uint64, len(ids))
-        self._order = np.argsort(hashes, kind="stable").astype(np.int32)
-        self._sorted = hashes[self._order]
-        same = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
+        self._names = np.array([*ids, None], object)  # so that row -1 has the name None
+        self._hashes = np.fromiter((item_hash(item) for item in ids), np.uint64, len(ids))
+        order = np.argsort(self._hashes, kind="stable").astype(np.int32)
+        same = np.flatnonzero(np.diff(self._hashes[order]) == 0)
         if len(same):
-            one, other = (ids[row] for row in self._order[same[0] : same[0] + 2])
+            one, other = (ids[row] for row in order[same[0] : same[0] + 2])
             raise BundleError(
                 f"bundle {where}: items {one!r} and {other!r} have the same 64-bit hash. Rename one of them."
             )
+        # A hash table without chains: the low bits of a hash are its place there. The few rows whose place another one
+        # has are found by bisection.
+        places = 1 << (PLACES_PER_ITEM * len(ids) - 1).bit_length()
+        self._mask = np.uint64(places - 1)
+        self._table = np.zeros(places, np.int32)
+        self._table[self._hashes & self._mask] = np.arange(len(ids))
+        displaced = self._table[self._hashes[order] & self._mask] != order
+        self._displaced = order[displaced]  # by hash
+        self._displaced_hashes = self._hashes[self._displaced]
         self.tensors: Feeds = {}
         for name, entry in manifest.resident.items():
             array = tensors.get(name)
@@ -88,14 +97,22 @@ class ItemTable:
 
     def names(self, rows_BK: NDArray[Any]) -> list[list[Any]]:
         """The ids of these rows, None for -1 and for rows that hold no item."""
-        names, count = self._names, len(self.ids)
-        return [[names[row] if row < count else None for row in row_K] for row_K in rows_BK.tolist()]
+        names: list[list[Any]] = self._names[np.minimum(rows_BK, len(self.ids))].tolist()
+        return names
 
     def rows_of(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Rows of these hashes, any shape; -1 where the model does not know the item."""
-        place = np.searchsorted(self._sorted, hashes)
-        place[place == len(self._sorted)] = 0
-        return np.where(self._sorted[place] == hashes, self._order[place], np.int32(NO_ITEM))
+        rows: NDArray[np.int32] = self._table[hashes & self._mask]
+        missed = self._hashes[rows] != hashes
+        if missed.any():
+            rows[missed] = self._rows_displaced(hashes[missed])
+        return rows
+
+    def _rows_displaced(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        if not len(self._displaced):
+            return np.full(len(hashes), NO_ITEM, np.int32)
+        place = np.minimum(np.searchsorted(self._displaced_hashes, hashes), len(self._displaced) - 1)
+        return np.where(self._displaced_hashes[place] == hashes, self._displaced[place], np.int32(NO_ITEM))
 
 
 class Bundle:
