@@ -106,8 +106,8 @@ def table(result: Mapping[str, Any]) -> list[str]:
     """The result for people."""
     bundle, load = result["bundle"], result["load"]
     return [
-        f"bundle {bundle['model']}: {bundle['items']} items, L {bundle['L']}, K {bundle['K']}; {load['events']:,} events, "
-        f"seed {result['seed']}, {load['repeats']} repeats, medians",
+        f"bundle {bundle['model']}: {bundle['items']} items, L {bundle['L']}, K {bundle['K']}",
+        f"{load['events']:,} events, seed {result['seed']}, {load['repeats']} repeats, medians",
         f"us an event by stage; host is {', '.join(HOST)}",
         *figures.rows(result["us_per_event"]),
         "",

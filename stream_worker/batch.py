@@ -169,7 +169,7 @@ def slices(
             "now": _pad(one.now_B[some, None], batch, 1, 0)[:, 0],
             "excluded_items": _pad(one.excluded_items_BX[some], batch, excluded, NO_ITEM),
         }
-        events = {
+        events: dict[str, tuple[NDArray[Any], int]] = {
             "items": (one.history_items_BL[some], NO_ITEM),
             "actions": (one.history_actions_BL[some], 0),
             "times": (one.history_times_BL[some], 0),

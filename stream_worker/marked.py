@@ -1,7 +1,8 @@
 """Users with events that no list covers, and in which order they are served."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 FEW_LATE = 16  # enough for a batch, few enough to cost little
 
@@ -36,20 +37,33 @@ class Marked:
         yield from self._fresh
         yield from self._late
 
-    def mark(self, key: Key, timestamp: int, catching_up: bool) -> bool:
-        """Note an event; returns whether its user waits already, so that one list will answer both.
+    def mark(self, partition: int, users: Sequence[str], timestamps: Sequence[int], catching_up: bool) -> int:
+        """Note events of these users, who may repeat, in the order of the log.
 
         A click in a partition that has caught up does not wait behind old work, even if its user did.
+
+        Args:
+            partition: theirs.
+            users: an event each.
+            timestamps: Kafka timestamps of the events, epoch ms.
+            catching_up: whether the partition is behind.
+
+        Returns:
+            How many came while their user waited already, so that one list will answer both.
         """
-        if key in self._fresh:
-            return True
-        waiting = self._late.get(key)
-        if waiting is None:
-            (self._late if catching_up else self._fresh)[key] = Mark(timestamp, catching_up)
-            return False
-        if not catching_up:
-            self._fresh[key] = self._late.pop(key)
-        return True
+        fresh, late = self._fresh, self._late
+        queue, coalesced = late if catching_up else fresh, 0
+        for user, timestamp in zip(users, timestamps, strict=True):
+            key = partition, user
+            if key in fresh:
+                coalesced += 1
+            elif key not in late:
+                queue[key] = Mark(timestamp, catching_up)
+            else:
+                coalesced += 1
+                if not catching_up:
+                    fresh[key] = late.pop(key)
+        return coalesced
 
     def put_back(self, key: Key, mark: Mark) -> None:
         """This user's list did not arrive."""
@@ -87,5 +101,5 @@ class Marked:
 
 
 def _pop(queue: dict[Key, Mark], most: int) -> list[tuple[Key, Mark]]:
-    keys = [key for key, _ in zip(queue, range(most), strict=False)]
-    return [(key, queue.pop(key)) for key in keys]
+    keys = list(islice(queue, most))
+    return list(zip(keys, map(queue.pop, keys), strict=True))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from stream_worker.fold import Fold
+from stream_worker.histogram import BulkHistogram
 
 PREFIX = "stream_worker"
 STAGES = ("poll", "decode", "fold", "batch", "infer", "encode", "publish", "checkpoint")
@@ -48,11 +49,10 @@ class Metrics:
             note(name, "histogram", labels, text)
             return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
-        self.event_to_list = histogram(
-            "event_to_list_seconds",
-            "From the Kafka timestamp of the oldest event that a list is the first to cover to its acknowledgement.",
-            LATENCY_BUCKETS,
-            "catching_up",
+        text = "From the Kafka timestamp of the oldest event that a list is the first to cover to its acknowledgement."
+        note("event_to_list_seconds", "histogram", ("catching_up",), text)
+        self.event_to_list = BulkHistogram(
+            f"{PREFIX}_event_to_list_seconds", text, LATENCY_BUCKETS, "catching_up", ("false", "true"), self.registry
         )
         self.stage = histogram("stage_seconds", "Time of one stage of one step.", STAGE_BUCKETS, "stage")
         self.events = counter("events", "Events folded.", "action")

@@ -1,8 +1,11 @@
 """What was handed to the transport and is not acknowledged, and what must therefore be made or sent again."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from stream_worker.marked import Mark
 from stream_worker.metrics import Metrics
@@ -25,7 +28,7 @@ class Sent:
     value: bytes | None
     user: str = ""
     mark: Mark | None = None
-    headers: list[tuple[str, bytes]] = field(default_factory=list)
+    headers: Sequence[tuple[str, bytes]] = ()
 
     @property
     def nbytes(self) -> int:
@@ -56,9 +59,7 @@ class Outbox:
         self._unsent: list[Sent] = []  # lists that were not published, because the lease had run out
         self._lists = metrics.lists.labels(model=model, variant=variant)
         self._failures = {topic: metrics.publish_failures.labels(topic=topic.value) for topic in Topic}
-        self._event_to_list = {
-            flag: metrics.event_to_list.labels(catching_up=str(flag).lower()) for flag in (False, True)
-        }
+        self._event_to_list = metrics.event_to_list
 
     @property
     def room(self) -> int:
@@ -67,45 +68,51 @@ class Outbox:
             return 0
         return max(0, self._max_in_flight - self._transport.in_flight)
 
-    def send(self, sent: Sent) -> None:
+    def send(self, some: Sequence[Sent]) -> None:
         """Publish, and remember."""
-        # Before the lease is looked at: whenever we are stopped after this line, the record is old when we wake.
+        # Before the lease is looked at: whenever we are stopped after this line, the records are old when we wake.
         timestamp_ms = int(time.time() * 1000)
         if not self._lease.valid:
-            (self._unsent if sent.mark else self._resend).append(sent)
+            for sent in some:
+                (self._unsent if sent.mark else self._resend).append(sent)
             return
-        self._outstanding.add(sent)
-        self.nbytes += sent.nbytes
-        self._transport.publish(sent.topic, sent.key, sent.value, sent, sent.headers, timestamp_ms)
+        self._outstanding.update(some)
+        publish = self._transport.publish
+        for sent in some:
+            self.nbytes += sent.nbytes
+            publish(sent.topic, sent.key, sent.value, sent, sent.headers, timestamp_ms)
 
     def resend(self) -> None:
         """Publish again what failed and is no list."""
         if self._resend and self.room:
             again, self._resend = self._resend, []
-            for sent in again:
-                if not _is_late_tombstone(sent):
-                    self.send(sent)
+            self.send([sent for sent in again if not _is_late_tombstone(sent)])
 
     def settle(self) -> list[Sent]:
         """Look at what was delivered. Returns the lists that failed and that no newer list has replaced."""
         failed, self._unsent = self._unsent, []
-        lists = 0
+        listed: dict[Partition, list[Sent]] = defaultdict(list)
+        waited_s: dict[bool, list[float]] = {False: [], True: []}
         for sent, has_failed, at in self._transport.deliveries():
             if sent not in self._outstanding:
                 continue  # its partition is no longer ours
             self._outstanding.discard(sent)
             self.nbytes -= sent.nbytes
+            mark = sent.mark
             if has_failed:
                 self._failures[sent.topic].inc()
-                (failed if sent.mark else self._resend).append(sent)
-            elif sent.mark:
-                lists += 1
-                self._event_to_list[sent.mark.catching_up].observe(max(0.0, at - sent.mark.oldest_timestamp / 1000))
-                sent.state.listed(sent.user, sent.offset)
+                (failed if mark else self._resend).append(sent)
+            elif mark:
+                listed[sent.state].append(sent)
+                waited_s[mark.catching_up].append(at - mark.oldest_timestamp / 1000)
             elif sent.topic is Topic.RECOMMENDATIONS:
                 sent.state.erased(sent.user)
-        if lists:
-            self._lists.inc(lists)
+        for state, lists in listed.items():
+            state.listed([sent.user for sent in lists], [sent.offset for sent in lists])
+            self._lists.inc(len(lists))
+        for catching_up, seconds in waited_s.items():
+            if seconds:
+                self._event_to_list.observe(str(catching_up).lower(), np.maximum(seconds, 0))
         return [sent for sent in failed if not _replaced(sent)]
 
     def drop(self, state: Partition) -> None:

@@ -166,6 +166,10 @@ class Partition:
         """The user's row, or None."""
         return self._rows.get(user)
 
+    def rows_of(self, users: Sequence[str]) -> NDArray[np.intp]:
+        """The rows of users who are held."""
+        return np.array([self._rows[user] for user in users], np.intp)
+
     def fold(self, events: Events, excluding: Sequence[bool]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
         """Fold events into their users, who are made if new.
 
@@ -296,12 +300,15 @@ class Partition:
             self.leaving.remove(user)
             self.changed.add(user)
 
-    def listed(self, user: str, offset: int) -> None:
-        """A list that covers the user's events up to `offset` is acknowledged."""
-        row = self._rows.get(user)
-        if row is not None and offset > self.listed_offset[row]:
-            self.listed_offset[row] = offset
-            self.changed.add(user)
+    def listed(self, users: Sequence[str], offsets: Sequence[int]) -> None:
+        """Lists that cover these users' events up to these offsets are acknowledged; a user may have several."""
+        rows, changed = self._rows, self.changed
+        held = [(user, rows[user], offset) for user, offset in zip(users, offsets, strict=True) if user in rows]
+        rows_L = np.array([row for _, row, _ in held], np.intp)
+        offsets_L = np.array([offset for _, _, offset in held], np.int64)
+        newer = offsets_L > self.listed_offset[rows_L]
+        np.maximum.at(self.listed_offset, rows_L, offsets_L)
+        changed.update(user for (user, _, _), is_newer in zip(held, newer.tolist(), strict=True) if is_newer)
 
     def owed(self) -> list[tuple[str, int]]:
         """Users, with their rows, whose last event no acknowledged list covers; the longest waiting first."""

@@ -93,8 +93,8 @@ def test_users_of_a_partition_that_never_catches_up_still_get_lists(popularity: 
 def test_a_user_of_a_backlog_who_clicks_when_it_is_folded_does_not_wait_for_it() -> None:
     marked = Marked()
     for number in range(100):
-        assert not marked.mark((LATE, f"u{number}"), 1, True)
-    assert marked.mark((LATE, "u99"), 9, False)
+        assert not marked.mark(LATE, [f"u{number}"], [1], True)
+    assert marked.mark(LATE, ["u99"], [9], False)
     key, mark = marked.take(5, sparing=True)[0]
     assert key == (LATE, "u99")
     assert mark == Mark(1, True), "the list is as late as the oldest event it answers"
@@ -131,9 +131,9 @@ def test_late_users_get_a_fifth_and_when_no_more_are_coming_what_is_left(
 ) -> None:
     marked = Marked()
     for number in range(fresh):
-        marked.mark((FRESH, f"f{number}"), 1, False)
+        marked.mark(FRESH, [f"f{number}"], [1], False)
     for number in range(late):
-        marked.mark((LATE, f"l{number}"), 1, True)
+        marked.mark(LATE, [f"l{number}"], [1], True)
     taken = marked.take(USERS_PER_STEP, sparing)
     kinds = [key[0] for key, _ in taken]
     assert (kinds.count(FRESH), kinds.count(LATE)) == expected
@@ -142,7 +142,7 @@ def test_late_users_get_a_fifth_and_when_no_more_are_coming_what_is_left(
 
 def test_a_list_that_failed_keeps_the_age_of_the_oldest_event() -> None:
     marked = Marked()
-    marked.mark((0, "u"), 7, False)
+    marked.mark(0, ["u"], [7], False)
     marked.put_back((0, "u"), Mark(3, False))
     ((_, mark),) = marked.take(1, False)
     assert mark.oldest_timestamp == 3

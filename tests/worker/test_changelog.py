@@ -37,7 +37,7 @@ def folded(state: Partition, actions: Actions, events: int, seed: int) -> None:
         code = actions.code(name)
         item = int(rng.integers(2**64, dtype=np.uint64))
         fold_one(state, event, item, code, actions.excluding[code], offset, 1_700_000_000_000 + offset)
-        state.listed(event.user, offset - int(rng.integers(2)))
+        state.listed([event.user], [offset - int(rng.integers(2))])
 
 
 def stored(state: Partition, actions: Actions) -> list[Stored]:
@@ -117,7 +117,7 @@ def test_the_record_is_as_the_documentation_says() -> None:
     for offset, (name, item) in enumerate([("view", 7), ("click", 8), ("purchase", 9)]):
         code = actions.code(name)
         fold_one(state, Event("u1", "", name, (offset + 1) * 1000), item, code, actions.excluding[code], offset + 5, 77)
-    state.listed("u1", 6)
+    state.listed(["u1"], [6])
     (record,) = stored(state, actions)
     expected = struct.pack("<BxHHxxI4xqqqq", 1, 3, 1, len(b"view\0click\0purchase"), 3, 7, 6, 77)
     expected += struct.pack("<4Q3I4H", 7, 8, 9, 9, 1, 2, 3, 0, 1, 2, 2) + b"view\0click\0purchase"

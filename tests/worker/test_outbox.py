@@ -28,6 +28,6 @@ def test_a_list_is_as_old_as_the_last_look_at_the_lease() -> None:
     transport = MemoryTransport(log)
     lease = StoppedAfterTheLook(transport, 6)
     outbox = Outbox(transport, Metrics(), "model", "a", 10, lease)
-    outbox.send(Sent(Partition(0, 1, 1, 1), Topic.RECOMMENDATIONS, 0, b"u1", None, "u1"))
+    outbox.send([Sent(Partition(0, 1, 1, 1), Topic.RECOMMENDATIONS, 0, b"u1", None, "u1")])
     (record,) = log.topics[Topic.RECOMMENDATIONS]
     assert record.timestamp <= lease.looked_at * 1000

@@ -1,0 +1,193 @@
+"""Users to encoded top-k lists: batch, infer, encode. It knows neither the log nor who has to be served.
+
+Axes: B users of a step, b users of one inference, K list length, L history the graph looks at.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_worker.batch import NO_ITEM, Feeds, Prepared, Vocabulary, prepare, slices
+from stream_worker.bundle import Bundle
+from stream_worker.marked import Mark
+from stream_worker.messages import TopK, encode_list
+from stream_worker.metrics import Metrics, Stopwatch
+from stream_worker.outbox import Sent
+from stream_worker.settings import Settings
+from stream_worker.state import ALL_UNSEEN, Actions, Histories, Partition
+from stream_worker.transports.base import Topic
+from stream_worker.vectors import NONE, VectorCache
+
+SCORE_DECIMALS = 6
+
+
+class Due(NamedTuple):
+    """Users of one partition who are to get a list: taken off the marked ones, with their marks."""
+
+    state: Partition
+    epoch: int
+    users: list[str]
+    marks: list[Mark]
+
+
+class ListMaker:
+    """Makes lists, and notes in the states what was listed.
+
+    Args:
+        settings: see there.
+        bundle: warmed up.
+        metrics: sizes of batches.
+        lap: ends the stages batch, infer and encode.
+        actions: names of the codes in the states.
+        vectors: what the model keeps of users, if it keeps anything.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        bundle: Bundle,
+        metrics: Metrics,
+        lap: Stopwatch,
+        actions: Actions,
+        vectors: VectorCache | None,
+    ) -> None:
+        manifest = bundle.manifest
+        self.k = settings.list_length or manifest.K
+        self._exclude_seen = manifest.exclude_seen if settings.exclude_seen is None else settings.exclude_seen
+        self._variant = settings.variant
+        self._bundle = bundle
+        self._metrics = metrics
+        self._lap = lap
+        self._actions = actions
+        self._vectors = vectors
+        self._vocabulary = Vocabulary.of([], manifest.actions, manifest.excluding_actions)
+        self._vocabulary_names = 0  # of the actions' names, how many it covers
+
+    def make(self, due: Sequence[Due], published_ms: int) -> list[Sent]:
+        """The lists of these users, of whom there is one at least; `published_ms` is written into them."""
+        lap, bundle, vectors = self._lap, self._bundle, self._vectors
+        rows = [one.state.rows_of(one.users) for one in due]
+        prepared, slots_B = self._prepare(due, rows)
+        columns = _Columns.of(due, rows, prepared)
+        listed_BK = np.empty((len(columns.users), self.k), np.int32)
+        keys_B = np.empty(len(columns.users), np.int64)
+        sent: list[Sent] = []
+        for index_b, feeds in slices(prepared, bundle.manifest.buckets, bundle.feeds, bundle.largest_batch):
+            if vectors is not None:
+                feeds |= vectors.take(np.where(prepared.rebuilt_B[index_b], NONE, slots_B[index_b]), len(feeds["now"]))
+            lap("batch")
+            outputs = bundle.infer(feeds)
+            lap("infer")
+            if vectors is not None:
+                keys_B[index_b] = vectors.keep(slots_B[index_b], outputs)
+            listed_BK[index_b], values = self._encode(columns, index_b.tolist(), feeds, outputs, published_ms)
+            sent += values
+            lap("encode")
+            self._metrics.batch_users.observe(len(index_b))
+        start = 0
+        for one, rows_B in zip(due, rows, strict=True):
+            some = slice(start, start := start + len(rows_B))
+            one.state.listed_items[rows_B] = listed_BK[some]
+            if vectors is not None:
+                one.state.vector_key[rows_B], one.state.unseen[rows_B] = keys_B[some], 0
+        return sent
+
+    def _prepare(self, due: Sequence[Due], rows: Sequence[NDArray[np.intp]]) -> tuple[Prepared, NDArray[np.intp]]:
+        """What the graph will see of them, and their slots in the cache."""
+        bundle, parts = self._bundle, [(one.state, rows_B) for one, rows_B in zip(due, rows, strict=True)]
+        if len(self._actions.names) != self._vocabulary_names:
+            self._vocabulary_names = len(self._actions.names)
+            self._vocabulary = Vocabulary.of(
+                self._actions.names, bundle.manifest.actions, bundle.manifest.excluding_actions
+            )
+        histories = Histories.concatenate([state.gather(rows_B) for state, rows_B in parts])
+        unseen_B = np.concatenate([state.unseen[rows_B] for state, rows_B in parts])
+        slots_B = np.zeros(len(unseen_B), np.intp)
+        if self._vectors is not None:
+            slots_B = self._vectors.find(np.concatenate([state.vector_key[rows_B] for state, rows_B in parts]))
+            unseen_B[slots_B == NONE] = ALL_UNSEEN
+        L = bundle.manifest.L
+        return prepare(histories, unseen_B, bundle.items, self._vocabulary, L, self._exclude_seen), slots_B
+
+    def _encode(
+        self, columns: "_Columns", index_b: Sequence[int], feeds: Feeds, outputs: Feeds, published_ms: int
+    ) -> tuple[NDArray[Any], list[Sent]]:
+        """The item rows listed [b, K] and the records of one batch; row b of the outputs is user `index_b[b]`."""
+        count, k, model, variant = len(index_b), self.k, self._bundle.manifest.model, self._variant
+        rows_bK = outputs["items"][:count, :k]
+        scores_bK = outputs["scores"][:count, :k]
+        filled_bK = np.isfinite(scores_bK)  # best first, so what is no item stands at the end
+        items = self._bundle.items.names(rows_bK)
+        because = self._because(feeds["history_items"][:count], outputs.get("because"))
+        scores = np.round(scores_bK.astype(np.float64), SCORE_DECIMALS).tolist()
+        if not filled_bK.all():
+            for b, filled in enumerate(filled_bK.sum(1).tolist()):
+                del items[b][filled:], scores[b][filled:]
+                if because is not None:
+                    del because[b][filled:]
+        records = []
+        for b, i in enumerate(index_b):
+            user, state, offset = columns.users[i], columns.states[i], columns.applied[i]
+            top = TopK(
+                user=user,
+                items=items[b],
+                scores=scores[b],
+                because=msgspec.UNSET if because is None else because[b],
+                model=model,
+                variant=variant,
+                events=columns.events[i],
+                event_time=columns.newest[i],
+                received_time=columns.received[i],
+                published_time=published_ms,
+                partition=state.number,
+                epoch=columns.epochs[i],
+                offset=offset,
+            )
+            value = encode_list(top)
+            records.append(Sent(state, Topic.RECOMMENDATIONS, offset, user.encode(), value, user, columns.marks[i]))
+        return np.where(filled_bK, rows_bK, NO_ITEM), records
+
+    def _because(
+        self, history_items_bL: NDArray[Any], because_BK: NDArray[Any] | None
+    ) -> list[list[str | None]] | None:
+        """History positions as the items that stand there, None for -1; None as a whole if the graph does not say."""
+        if because_BK is None:
+            return None
+        because_bK = because_BK[: len(history_items_bL), : self.k]
+        rows_bK = np.take_along_axis(history_items_bL, np.maximum(because_bK, 0), 1)
+        return self._bundle.items.names(np.where(because_bK >= 0, rows_bK, NO_ITEM))
+
+
+class _Columns(NamedTuple):
+    """What lists say of their users besides items: an entry a user of the step."""
+
+    users: list[str]
+    marks: list[Mark]
+    states: list[Partition]
+    epochs: list[int]
+    events: list[int]  # folded
+    newest: list[int]  # time of the newest event, epoch ms
+    received: list[int]  # Kafka timestamp of the last event
+    applied: list[int]  # offset of the last event
+
+    @classmethod
+    def of(cls, due: Sequence[Due], rows: Sequence[NDArray[np.intp]], prepared: Prepared) -> "_Columns":
+        """Those of all of them, in order."""
+
+        def each(name: str) -> list[int]:
+            parts = (getattr(one.state, name)[rows_B] for one, rows_B in zip(due, rows, strict=True))
+            return [value for part in parts for value in part.tolist()]
+
+        return cls(
+            users=[user for one in due for user in one.users],
+            marks=[mark for one in due for mark in one.marks],
+            states=[one.state for one in due for _ in one.users],
+            epochs=[one.epoch for one in due for _ in one.users],
+            events=each("events"),
+            newest=prepared.now_B.tolist(),
+            received=each("timestamp"),
+            applied=each("applied_offset"),
+        )
