@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks import bundles, figures
 from benchmarks.load import ZIPF, Load
+from stream_worker import allocation
 from stream_worker.bundle import Bundle
 from stream_worker.manifest import read_manifest
 from stream_worker.metrics import PREFIX, STAGES, Metrics
@@ -84,6 +85,7 @@ class Host:
         for copy in self._load.states(np.full(users, manifest.L, np.int32)):
             state.take_over(copy)
         self.pipeline.actions.code(next(iter(manifest.actions)))
+        allocation.settle()
 
     def serve(self, count: int) -> dict[str, float]:
         """Answer so many events; wall time of each stage, us an event."""

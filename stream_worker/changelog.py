@@ -140,7 +140,10 @@ def _places(
     codes_N: NDArray[np.uint16], users_N: NDArray[np.intp], users: int, actions: Actions
 ) -> tuple[NDArray[np.uint16], list[bytes]]:
     """Codes as places among the names that the user's record has, and these names of each user."""
-    codes_A, index_N = np.unique(codes_N, return_inverse=True)
+    codes_A = np.flatnonzero(np.bincount(codes_N))
+    index_of = np.zeros(len(actions.names), np.intp)
+    index_of[codes_A] = np.arange(len(codes_A))
+    index_N = index_of[codes_N]
     has_BA = np.zeros((users, len(codes_A)), np.bool_)
     has_BA[users_N, index_N] = True
     places_BA = np.cumsum(has_BA, 1, _ACTION) - _ACTION.type(1)

@@ -4,6 +4,7 @@ Axes: B users of a step, b users of one inference, K list length, L history the 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
@@ -71,11 +72,10 @@ class ListMaker:
         lap, bundle, vectors = self._lap, self._bundle, self._vectors
         rows = [one.state.rows_of(one.users) for one in due]
         prepared, slots_B = self._prepare(due, rows)
-        columns = _Columns.of(due, rows, prepared)
-        listed_BK = np.empty((len(columns.users), self.k), np.int32)
-        keys_B = np.empty(len(columns.users), np.int64)
-        sent: list[Sent] = []
-        for index_b, feeds in slices(prepared, bundle.manifest.buckets, bundle.feeds, bundle.largest_batch):
+        listed = _Listed.empty(len(slots_B), self.k)
+        keys_B = np.empty(len(slots_B), np.int64)
+        # All batches first, and all lists last: what Python touches is out of the processor's caches after a run.
+        for index_b, feeds in list(slices(prepared, bundle.manifest.buckets, bundle.feeds, bundle.largest_batch)):
             if vectors is not None:
                 feeds |= vectors.take(np.where(prepared.rebuilt_B[index_b], NONE, slots_B[index_b]), len(feeds["now"]))
             lap("batch")
@@ -83,17 +83,18 @@ class ListMaker:
             lap("infer")
             if vectors is not None:
                 keys_B[index_b] = vectors.keep(slots_B[index_b], outputs)
-            listed_BK[index_b], values = self._encode(columns, index_b.tolist(), feeds, outputs, published_ms)
-            sent += values
+            listed.put(index_b, feeds["history_items"], outputs)
             lap("encode")
             self._metrics.batch_users.observe(len(index_b))
+        records = self._encode(_Columns.of(due, rows, prepared), listed, published_ms)
         start = 0
         for one, rows_B in zip(due, rows, strict=True):
             some = slice(start, start := start + len(rows_B))
-            one.state.listed_items[rows_B] = listed_BK[some]
+            one.state.listed_items[rows_B] = listed.items_BK[some]
             if vectors is not None:
                 one.state.vector_key[rows_B], one.state.unseen[rows_B] = keys_B[some], 0
-        return sent
+        lap("encode")
+        return records
 
     def _prepare(self, due: Sequence[Due], rows: Sequence[NDArray[np.intp]]) -> tuple[Prepared, NDArray[np.intp]]:
         """What the graph will see of them, and their slots in the cache."""
@@ -112,25 +113,20 @@ class ListMaker:
         L = bundle.manifest.L
         return prepare(histories, unseen_B, bundle.items, self._vocabulary, L, self._exclude_seen), slots_B
 
-    def _encode(
-        self, columns: "_Columns", index_b: Sequence[int], feeds: Feeds, outputs: Feeds, published_ms: int
-    ) -> tuple[NDArray[Any], list[Sent]]:
-        """The item rows listed [b, K] and the records of one batch; row b of the outputs is user `index_b[b]`."""
-        count, k, model, variant = len(index_b), self.k, self._bundle.manifest.model, self._variant
-        rows_bK = outputs["items"][:count, :k]
-        scores_bK = outputs["scores"][:count, :k]
-        filled_bK = np.isfinite(scores_bK)  # best first, so what is no item stands at the end
-        items = self._bundle.items.names(rows_bK)
-        because = self._because(feeds["history_items"][:count], outputs.get("because"))
-        scores = np.round(scores_bK.astype(np.float64), SCORE_DECIMALS).tolist()
-        if not filled_bK.all():
-            for b, filled in enumerate(filled_bK.sum(1).tolist()):
-                del items[b][filled:], scores[b][filled:]
-                if because is not None:
-                    del because[b][filled:]
+    def _encode(self, columns: "_Columns", listed: "_Listed", published_ms: int) -> list[Sent]:
+        """The records of these lists."""
+        model, variant, names = self._bundle.manifest.model, self._variant, self._bundle.items.names
+        items = names(listed.items_BK)
+        scores = np.round(listed.scores_BK.astype(np.float64), SCORE_DECIMALS).tolist()
+        because = names(listed.because_BK) if listed.says_because else None
+        filled_B = (listed.items_BK >= 0).sum(1)
+        for b in np.flatnonzero(filled_B < self.k).tolist():
+            filled = filled_B[b]
+            del items[b][filled:], scores[b][filled:]
+            if because is not None:
+                del because[b][filled:]
         records = []
-        for b, i in enumerate(index_b):
-            user, state, offset = columns.users[i], columns.states[i], columns.applied[i]
+        for b, (user, mark, state, epoch, events, newest, received, applied) in enumerate(zip(*columns, strict=True)):
             top = TopK(
                 user=user,
                 items=items[b],
@@ -138,27 +134,44 @@ class ListMaker:
                 because=msgspec.UNSET if because is None else because[b],
                 model=model,
                 variant=variant,
-                events=columns.events[i],
-                event_time=columns.newest[i],
-                received_time=columns.received[i],
+                events=events,
+                event_time=newest,
+                received_time=received,
                 published_time=published_ms,
                 partition=state.number,
-                epoch=columns.epochs[i],
-                offset=offset,
+                epoch=epoch,
+                offset=applied,
             )
-            value = encode_list(top)
-            records.append(Sent(state, Topic.RECOMMENDATIONS, offset, user.encode(), value, user, columns.marks[i]))
-        return np.where(filled_bK, rows_bK, NO_ITEM), records
+            records.append(Sent(state, Topic.RECOMMENDATIONS, applied, user.encode(), encode_list(top), user, mark))
+        return records
 
-    def _because(
-        self, history_items_bL: NDArray[Any], because_BK: NDArray[Any] | None
-    ) -> list[list[str | None]] | None:
-        """History positions as the items that stand there, None for -1; None as a whole if the graph does not say."""
-        if because_BK is None:
-            return None
-        because_bK = because_BK[: len(history_items_bL), : self.k]
-        rows_bK = np.take_along_axis(history_items_bL, np.maximum(because_bK, 0), 1)
-        return self._bundle.items.names(np.where(because_bK >= 0, rows_bK, NO_ITEM))
+
+@dataclass
+class _Listed:
+    """What the graph gave the users of a step: rows of items, best first, -1 where there is none."""
+
+    items_BK: NDArray[np.int32]
+    scores_BK: NDArray[np.float32]
+    because_BK: NDArray[np.int32]  # the items of the history that the graph points at, -1 for none
+    says_because: bool = False
+
+    @classmethod
+    def empty(cls, users: int, k: int) -> "_Listed":
+        """Nothing yet."""
+        shape = users, k
+        return cls(np.empty(shape, np.int32), np.empty(shape, np.float32), np.empty(shape, np.int32))
+
+    def put(self, index_b: NDArray[np.intp], history_items_bL: NDArray[Any], outputs: Feeds) -> None:
+        """The outputs of one batch, whose row b is user `index_b[b]`; `because` is a place in the history."""
+        count, k = len(index_b), self.items_BK.shape[1]
+        scores_bK = outputs["scores"][:count, :k]
+        self.items_BK[index_b] = np.where(np.isfinite(scores_bK), outputs["items"][:count, :k], NO_ITEM)
+        self.scores_BK[index_b] = scores_bK
+        if "because" in outputs:
+            self.says_because = True
+            because_bK = outputs["because"][:count, :k]
+            rows_bK = np.take_along_axis(history_items_bL[:count], np.maximum(because_bK, 0), 1)
+            self.because_BK[index_b] = np.where(because_bK >= 0, rows_bK, NO_ITEM)
 
 
 class _Columns(NamedTuple):

@@ -321,8 +321,9 @@ class Partition:
         """Copy the users that changed since the last call."""
         changed = self.changed - self.leaving
         self.changed &= self.leaving
-        users = [user for user in changed if user in self._rows]
-        rows_B = np.array([self._rows[user] for user in users], np.intp)
+        gone = changed.difference(self._rows)  # walks the set, not the dictionary
+        users = list(changed - gone)
+        rows_B = self.rows_of(users)
         return Copy(
             users,
             self.gather(rows_B),
@@ -330,7 +331,7 @@ class Partition:
             self.applied_offset[rows_B],
             self.listed_offset[rows_B],
             self.timestamp[rows_B],
-            [user for user in changed if user not in self._rows],
+            list(gone),
         )
 
     def take_over(self, copy: Copy) -> None:
