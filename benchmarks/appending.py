@@ -16,27 +16,27 @@ from benchmarks.contenders import ROOT
 from benchmarks.topics import Admin
 from demo.broker import Broker
 from stream_worker.settings import Settings
-from stream_worker.transports.kafka_append import Appender
+from stream_worker.transports.base import Change
+from stream_worker.transports.kafka_append import write
 from stream_worker.transports.kafka_checkpoint import checkpoint_producer_options
 from stream_worker.transports.kafka_producer import producer_options
 
 RECORDS = 5000
 REPEATS = 7
+TIMEOUT_S = 30
 VALUE = os.urandom(350) + bytes(350)  # half of it compresses
-Write = Callable[[KafkaProducer, str], list[object]]
+Write = Callable[[KafkaProducer, str], None]
 
 
-def by_send(client: KafkaProducer, topic: str) -> list[object]:
+def by_send(client: KafkaProducer, topic: str) -> None:
     """The client's own way."""
-    return [client.send(topic, VALUE, key, partition=0) for key in keys()]
+    for future in [client.send(topic, VALUE, key, partition=0) for key in keys()]:
+        future.get(timeout=TIMEOUT_S)
 
 
-def by_append(client: KafkaProducer, topic: str) -> list[object]:
+def by_append(client: KafkaProducer, topic: str) -> None:
     """Ours."""
-    records = Appender(client)
-    futures = [records.append(topic, 0, key, VALUE) for key in keys()]
-    records.push()
-    return futures
+    write(client, topic, (Change(0, key, VALUE) for key in keys()), TIMEOUT_S)
 
 
 def keys() -> Iterator[bytes]:
@@ -44,13 +44,12 @@ def keys() -> Iterator[bytes]:
     return (b"user%08d" % number for number in range(RECORDS))
 
 
-def us_per_record(write: Write, client: KafkaProducer, topic: str, in_transaction: bool) -> float:
+def us_per_record(way: Write, client: KafkaProducer, topic: str, in_transaction: bool) -> float:
     """CPU microseconds, until all are acknowledged."""
     start = time.process_time()
     if in_transaction:
         client.begin_transaction()
-    for future in write(client, topic):
-        future.get(timeout=30)  # type: ignore[attr-defined]
+    way(client, topic)
     if in_transaction:
         client.commit_transaction()
     return (time.process_time() - start) / RECORDS * 1e6

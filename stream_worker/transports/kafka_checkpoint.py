@@ -27,7 +27,7 @@ from stream_worker.transports.checkpoint_writer import (
     CheckpointWriter,
     instance_fenced,
 )
-from stream_worker.transports.kafka_append import Appender
+from stream_worker.transports.kafka_append import write
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -64,13 +64,7 @@ class KafkaPythonCheckpoints(CheckpointWriter[KafkaProducer]):
         try:
             client = self._client or self._connect()
             client.begin_transaction()
-            topic = self._settings.state_topic
-            records = Appender(client)
-            futures = [records.append(topic, one.partition, one.key, one.value) for one in changes]
-            records.push()
-            # Each of them: a batch that expired leaves the transaction open to a commit without it.
-            for future in futures:
-                future.get(timeout=max(0.0, deadline - time.monotonic()))
+            write(client, self._settings.state_topic, changes, max(0.0, deadline - time.monotonic()))
             # Not through the client's own methods: those wait without an end.
             manager = client._transaction_manager  # noqa: SLF001
             self._await(manager.send_offsets_to_transaction(offsets, membership), deadline)

@@ -22,7 +22,7 @@ from stream_worker.errors import DataError, TransportError
 from stream_worker.settings import EventSettings
 from stream_worker.topics import admin_client
 from stream_worker.transports.base import Change, Record
-from stream_worker.transports.kafka_append import Appender
+from stream_worker.transports.kafka_append import write
 from stream_worker.transports.kafka_changelog import changelog_consumer_options
 from stream_worker.transports.kafka_checkpoint import checkpoint_producer_options
 
@@ -214,15 +214,11 @@ class StateWriter:
         assert producer is not None
         try:
             producer.begin_transaction()
-            records = Appender(producer)
-            futures = [records.append(topic, one.partition, one.key, one.value) for one in changes]
-            records.push()
-            for future in futures:
-                future.get(timeout=WRITE_TIMEOUT_S)
+            count = write(producer, topic, changes, WRITE_TIMEOUT_S)
             producer.commit_transaction()
         except KafkaError as error:
             raise DataError(
                 f"topic {topic!r}: not written ({type(error).__name__}: {error}). It is incomplete: delete it, make "
                 "it with `stream-worker topics --create`, and seed again."
             ) from error
-        return len(futures)
+        return count

@@ -2,8 +2,8 @@
 
 import gc
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import structlog
@@ -13,6 +13,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from stream_worker.connection import for_kafka_python
 from stream_worker.entrance import away
 from stream_worker.settings import Settings
+from stream_worker.transports.base import Delivery
 from stream_worker.transports.kafka_append import Appender
 from stream_worker.transports.list_producer import BATCH_BYTES, ListProducer
 
@@ -53,6 +54,7 @@ class KafkaPythonProducer(ListProducer[KafkaProducer]):
         """See `ListProducer`."""
         if self._client is None:
             return
+        self._records.push()
         try:
             self._client.flush(timeout=timeout_s)
         except KafkaTimeoutError as error:
@@ -61,7 +63,7 @@ class KafkaPythonProducer(ListProducer[KafkaProducer]):
     def _connect(self, timeout_s: float) -> KafkaProducer:
         try:
             client = KafkaProducer(**producer_options(self._settings), bootstrap_timeout_ms=int(timeout_s * 1000))
-            self._records = Appender(client)
+            self._records = Appender(client, self._settled)
             return client
         except KafkaError as error:
             raise away(self._settings, error) from error
@@ -79,14 +81,17 @@ class KafkaPythonProducer(ListProducer[KafkaProducer]):
         timestamp_ms: int | None,
     ) -> None:
         try:
-            future = self._records.append(topic, None, key, value, headers, timestamp_ms)
+            self._records.append(token, topic, None, key, value, timestamp_ms, headers)
         except KafkaError as error:
             self._failed(token, error)
-        else:
-            future.add_callback(partial(self._answered, token)).add_errback(partial(self._failed, token))
 
-    def _answered(self, token: Any, _metadata: object) -> None:
-        self._acknowledged(token, time.time())
+    def _settled(self, tokens: Sequence[Any], error: Exception | None) -> None:
+        if error is None:
+            now = time.time()
+            self._done.extend([Delivery(token, False, now) for token in tokens])
+        else:
+            for token in tokens:
+                self._failed(token, error)
 
     def _end(self, client: KafkaProducer) -> None:
         """See `ListProducer`.
@@ -95,5 +100,6 @@ class KafkaPythonProducer(ListProducer[KafkaProducer]):
         """
         client._sender.force_close()  # noqa: SLF001 - there is no public way
         client._sender.join(JOIN_TIMEOUT_S)  # noqa: SLF001
+        self._records.push()  # they fail, too
         with suppress(KafkaError):
             client.close(timeout=0)

@@ -27,6 +27,7 @@ def test_a_producer_that_failed_is_replaced_while_other_records_are_still_in_fli
 
     def send(token: str) -> None:
         producer.send(topic, b"u", b"{}", token, [])
+        producer.push()
 
     send("before")
     wait_for("the first acknowledgement", lambda: learnt("before"))

@@ -188,6 +188,7 @@ def delivered(transport: Transport, count: int) -> list[Delivery]:
     """The next `count` deliveries."""
     found: list[Delivery] = []
     deadline = time.monotonic() + DEADLINE_S
+    transport.push()
     while len(found) < count:
         assert time.monotonic() < deadline, f"only {len(found)} deliveries came"
         transport.poll(0.01)
