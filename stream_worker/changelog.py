@@ -6,6 +6,7 @@ Axes: H history length, E excluded length, W = H + E, B users, A actions; _N is 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import msgspec
@@ -96,8 +97,7 @@ def changes(number: int, copy: Copy, actions: Actions) -> Iterator[Change]:
         copy: its users.
         actions: names of the codes in it; may grow meanwhile, on another thread.
     """
-    for user, value in zip(copy.users, _encode(copy, actions), strict=True):
-        yield Change(number, user.encode(), value)
+    yield from map(Change, repeat(number), map(str.encode, copy.users), _encode(copy, actions))
     for user in copy.gone:
         yield Change(number, user.encode(), None)
 
@@ -115,7 +115,7 @@ def _encode(copy: Copy, actions: Actions) -> Iterator[bytes]:
     header_B["version"] = VERSION
     header_B["length"] = h.length_B
     header_B["excluded_length"] = h.excluded_length_B
-    header_B["names_size"] = [len(names) for names in names_B]
+    header_B["names_size"] = list(map(len, names_B))
     header_B["events"] = copy.events_B
     header_B["applied"] = copy.applied_offset_B
     header_B["listed"] = copy.listed_offset_B
@@ -159,7 +159,7 @@ def _cut(values_N: NDArray[Any], count_B: NDArray[Any]) -> Iterator[bytes]:
     """The bytes of each user's values."""
     data = values_N.tobytes()
     ends = (np.cumsum(count_B) * values_N.itemsize).tolist()
-    return (data[start:end] for start, end in zip([0, *ends], ends, strict=False))
+    return map(data.__getitem__, map(slice, [0, *ends], ends))
 
 
 def moved(value: bytes, applied: int, listed: int) -> bytes:

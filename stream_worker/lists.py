@@ -4,8 +4,7 @@ Axes: B users of a step, b users of one inference, K list length, L history the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -72,7 +71,7 @@ class ListMaker:
         lap, bundle, vectors = self._lap, self._bundle, self._vectors
         rows = [one.state.rows_of(one.users) for one in due]
         prepared, slots_B = self._prepare(due, rows)
-        listed = _Listed.empty(len(slots_B), self.k)
+        listed = _Listed(len(slots_B), self.k)
         keys_B = np.empty(len(slots_B), np.int64)
         # All batches first, and all lists last: what Python touches is out of the processor's caches after a run.
         for index_b, feeds in list(slices(prepared, bundle.manifest.buckets, bundle.feeds, bundle.largest_batch)):
@@ -83,9 +82,10 @@ class ListMaker:
             lap("infer")
             if vectors is not None:
                 keys_B[index_b] = vectors.keep(slots_B[index_b], outputs)
-            listed.put(index_b, feeds["history_items"], outputs)
+            listed.put(index_b, feeds["history_items"].shape[1], outputs)
             lap("encode")
             self._metrics.batch_users.observe(len(index_b))
+        listed.finish(prepared.history_items_BL)
         records = self._encode(_Columns.of(due, rows, prepared), listed, published_ms)
         start = 0
         for one, rows_B in zip(due, rows, strict=True):
@@ -146,32 +146,38 @@ class ListMaker:
         return records
 
 
-@dataclass
 class _Listed:
-    """What the graph gave the users of a step: rows of items, best first, -1 where there is none."""
+    """What the graph gave the users of a step, put together batch by batch.
 
-    items_BK: NDArray[np.int32]
-    scores_BK: NDArray[np.float32]
-    because_BK: NDArray[np.int32]  # the items of the history that the graph points at, -1 for none
-    says_because: bool = False
+    Args:
+        users: B.
+        k: K.
+    """
 
-    @classmethod
-    def empty(cls, users: int, k: int) -> "_Listed":
-        """Nothing yet."""
+    def __init__(self, users: int, k: int) -> None:
         shape = users, k
-        return cls(np.empty(shape, np.int32), np.empty(shape, np.float32), np.empty(shape, np.int32))
+        self.items_BK = np.empty(shape, np.int32)  # rows, best first; -1 where there is none, after `finish`
+        self.scores_BK = np.empty(shape, np.float32)
+        self.because_BK = np.empty(shape, np.int32)  # places from the history's end, 0 for none; items after `finish`
+        self.says_because = False
 
-    def put(self, index_b: NDArray[np.intp], history_items_bL: NDArray[Any], outputs: Feeds) -> None:
-        """The outputs of one batch, whose row b is user `index_b[b]`; `because` is a place in the history."""
+    def put(self, index_b: NDArray[np.intp], length: int, outputs: Feeds) -> None:
+        """The outputs of one batch, whose row b is user `index_b[b]`, and which saw histories of this length."""
         count, k = len(index_b), self.items_BK.shape[1]
-        scores_bK = outputs["scores"][:count, :k]
-        self.items_BK[index_b] = np.where(np.isfinite(scores_bK), outputs["items"][:count, :k], NO_ITEM)
-        self.scores_BK[index_b] = scores_bK
+        self.items_BK[index_b] = outputs["items"][:count, :k]
+        self.scores_BK[index_b] = outputs["scores"][:count, :k]
         if "because" in outputs:
             self.says_because = True
             because_bK = outputs["because"][:count, :k]
-            rows_bK = np.take_along_axis(history_items_bL[:count], np.maximum(because_bK, 0), 1)
-            self.because_BK[index_b] = np.where(because_bK >= 0, rows_bK, NO_ITEM)
+            self.because_BK[index_b] = np.where(because_bK >= 0, length - because_bK, 0)
+
+    def finish(self, history_items_BL: NDArray[np.int32]) -> None:
+        """All batches are there; these are the histories they were of."""
+        self.items_BK[~np.isfinite(self.scores_BK)] = NO_ITEM
+        if self.says_because:
+            from_end_BK = self.because_BK
+            there_BK = np.take_along_axis(history_items_BL, history_items_BL.shape[1] - np.maximum(from_end_BK, 1), 1)
+            self.because_BK = np.where(from_end_BK > 0, there_BK, NO_ITEM)
 
 
 class _Columns(NamedTuple):
