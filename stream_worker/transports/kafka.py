@@ -38,6 +38,7 @@ from stream_worker.transports.kafka_changelog import KafkaPythonChangelog
 from stream_worker.transports.kafka_checkpoint import KafkaPythonCheckpoints
 from stream_worker.transports.kafka_mends import ConsumerMends
 from stream_worker.transports.kafka_producer import KafkaPythonProducer
+from stream_worker.transports.kafka_records import read_lightly
 from stream_worker.transports.kafka_topics import TopicWatch
 
 log = structlog.get_logger(__name__)
@@ -80,6 +81,7 @@ class KafkaTransport(GroupTransport):
             self._producer = KafkaPythonProducer(s)
             self._consumer = KafkaConsumer(**consumer_options(s))
             self._mends = ConsumerMends(self._consumer)
+            read_lightly(self._consumer)
             self._consumer.subscribe([s.events_topic], listener=_Listener(self._rebalanced))
             # Loads the metadata of what is subscribed. A leader that joins without them assigns nothing, or joins again
             # as soon as they come: then a static member's restart is a rebalance.

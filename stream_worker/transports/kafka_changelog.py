@@ -11,6 +11,7 @@ from stream_worker.connection import for_kafka_python
 from stream_worker.settings import KafkaSettings
 from stream_worker.transports.base import Record
 from stream_worker.transports.changelog_reader import FETCH_BYTES, FETCH_MAX_WAIT_MS, ChangelogReader
+from stream_worker.transports.kafka_records import read_lightly
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class KafkaPythonChangelog(ChangelogReader[KafkaConsumer]):
     def _assign(self) -> KafkaConsumer:
         if self._client is None:
             self._client = KafkaConsumer(**changelog_consumer_options(self._settings))
+            read_lightly(self._client)
         partitions = {self._partition(number) for number in self._numbers}
         if self._client.assignment() != partitions:
             self._client.assign(sorted(partitions))
