@@ -1,4 +1,4 @@
-"""Touched users to the arrays that the graph asks for: known items only, sorted by length, sliced, padded to buckets.
+"""Touched users to the arrays that the graph asks for: known items only, sorted by length, sliced, padded.
 
 Pure: arrays in, arrays out. Axes: B users, H history kept, L history the graph looks at, M new events, E excluded kept,
 X excluded items fed.
@@ -143,14 +143,16 @@ def right_align(
 
 
 def slices(
-    prepared: Prepared, buckets: Buckets, wanted: Container[str], largest: int
+    prepared: Prepared, buckets: Buckets | None, wanted: Container[str], largest: int
 ) -> Iterator[tuple[NDArray[np.intp], Feeds]]:
-    """Cut users into batches of like length, and pad each to its bucket.
+    """Cut users into batches of like length, and pad each to its longest, or to a bucket.
 
     Sorting first makes the padding small: a batch costs its longest history, or its most new events, where the graph
     looks at these. So vectors that are rebuilt share no batch with many that are only updated.
 
     Args:
+        prepared: the users.
+        buckets: the sizes that arrays may have; None for any.
         wanted: names of the feeds that the graph takes.
         largest: users of a batch.
 
@@ -163,7 +165,7 @@ def slices(
     one = prepared.reordered(order_B)
     for start in range(0, len(order_B), largest):
         some = slice(start, start + largest)
-        batch = _bucket(len(order_B[some]), buckets.batch)
+        batch = _bucket(len(order_B[some]), buckets.batch if buckets else None)
         excluded = excluded_bucket(int(one.excluded_length_B[some].max()))
         feeds = {
             "now": _pad(one.now_B[some, None], batch, 1, 0)[:, 0],
@@ -174,12 +176,12 @@ def slices(
             "actions": (one.history_actions_BL[some], 0),
             "times": (one.history_times_BL[some], 0),
         }
-        length = _bucket(int(one.history_length_B[some].max()), buckets.length)
+        length = _bucket(int(one.history_length_B[some].max()), buckets.length if buckets else None)
         for name, (array_bL, padding) in events.items():
             if name == "items" or f"history_{name}" in wanted:  # the items say what `because` points at
                 feeds[f"history_{name}"] = _pad(array_bL, batch, length, padding)
         if new:
-            length = _bucket(int(one.new_length_B[some].max()), buckets.new)
+            length = _bucket(int(one.new_length_B[some].max()), buckets.new if buckets else None)
             is_new_bM = np.arange(length) >= length - one.new_length_B[some, None]
             for name, (array_bL, padding) in events.items():
                 array_bM = _pad(array_bL, len(array_bL), length, padding)
@@ -194,7 +196,9 @@ def excluded_bucket(length: int) -> int:
     return max(8, 1 << (length - 1).bit_length()) if length else 8
 
 
-def _bucket(size: int, buckets: Sequence[int]) -> int:
+def _bucket(size: int, buckets: Sequence[int] | None) -> int:
+    if buckets is None:
+        return max(size, 1)
     return next(bucket for bucket in buckets if bucket >= size)
 
 

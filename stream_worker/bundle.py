@@ -35,8 +35,9 @@ from stream_worker.vectors import nothing
 PLACES_PER_ITEM = 8  # of the table of hashes, at least: then one item in sixteen finds its place taken
 DEFAULT_BATCH = 32  # users of one inference, unless measured: where processors of today are near their best
 SCORES_BYTES = 2**28  # of one batch, float32, when batch sizes are measured
-MEASURED_RUNS = 3
-WORTH = 0.95  # of the time a user, for which twice as many share an inference
+MEASURED_RUNS = 5
+OTHERS_BYTES = 2**25  # more than caches hold
+WORTH = 0.98  # of the time a user, for which twice as many share an inference
 TOLERANCE = 1e-4  # of scores: another CPU adds in another order
 
 log = structlog.get_logger(__name__)
@@ -149,6 +150,8 @@ class Bundle:
         self._inference = Inference(self.path / MODEL, self.items.tensors, device, threads, cuda_graphs)
         self.device: Device = self._inference.device
         self.feeds = self._inference.feeds
+        # What batches are padded to. On the CPU any shape is as good as another one.
+        self.buckets = self.manifest.buckets if self._inference.is_bound else None
         self.largest_batch = min(DEFAULT_BATCH, self.manifest.buckets.batch[-1])  # users of one inference
         self._item_encoder: tuple[Featuriser, Any] | None = None
         self.default_list = np.empty(0, np.int32)  # rows of the list for everybody; known after warm_up
@@ -207,13 +210,15 @@ class Bundle:
         """Find out how many users one inference should take; sets `largest_batch`.
 
         Twice as many must be worth it: more wait for one another, and more of their histories are padding. Where the
-        scores of so many users would take more than `SCORES_BYTES`, nothing is tried.
+        scores of so many users would take more than `SCORES_BYTES`, nothing is tried. As in a step, the processor's
+        caches are full of other things before each run: that makes small batches dear.
 
         Returns:
             Microseconds of wall time a user, for each batch size that was tried, ascending.
         """
         buckets, best = self.manifest.buckets, 0
         us_of: dict[int, float] = {}
+        others = np.zeros(OTHERS_BYTES, np.uint8)
         length = 1 if "new_items" in self.feeds else buckets.length[-1]
         for batch in buckets.batch:
             if batch > 1 and batch * len(self.items) * 4 > SCORES_BYTES:
@@ -224,6 +229,7 @@ class Bundle:
             self.infer(feeds)
             seconds = []
             for _ in range(MEASURED_RUNS):
+                others += 1
                 start = time.perf_counter()
                 self.infer(feeds)
                 seconds.append(time.perf_counter() - start)

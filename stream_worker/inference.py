@@ -68,13 +68,13 @@ class Inference:
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._resident = resident
         self.feeds = frozenset(self._inputs) - resident.keys()  # what `run` wants
-        self._is_bound = self.device == "cuda" if bound is None else bound
+        self.is_bound = self.device == "cuda" if bound is None else bound  # then each new shape costs memory and time
         self._bounds: dict[tuple[tuple[int, ...], ...], Bound] = {}
-        self._uploaded = {n: self._on_device(a) for n, a in resident.items()} if self._is_bound else {}
+        self._uploaded = {n: self._on_device(a) for n, a in resident.items()} if self.is_bound else {}
 
     def run(self, feeds: Feeds) -> Feeds:
         """The outputs by name; `feeds` holds at least the inputs that are not resident."""
-        if self._is_bound:
+        if self.is_bound:
             return self._run_bound(feeds)
         resident = self._resident
         inputs = {name: resident[name] if name in resident else feeds[name] for name in self._inputs}
@@ -123,6 +123,7 @@ def create_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = device != "cpu"  # there any shape may come, and a plan of each would be kept
     options.log_severity_level = 4  # what it would log it also raises, and we report it
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # int8 weights become float once, at load, not in every run; nor may a fusion round activations on their account.

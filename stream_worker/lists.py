@@ -74,7 +74,7 @@ class ListMaker:
         listed = _Listed(len(slots_B), self.k)
         keys_B = np.empty(len(slots_B), np.int64)
         # All batches first, and all lists last: what Python touches is out of the processor's caches after a run.
-        for index_b, feeds in list(slices(prepared, bundle.manifest.buckets, bundle.feeds, bundle.largest_batch)):
+        for index_b, feeds in list(slices(prepared, bundle.buckets, bundle.feeds, bundle.largest_batch)):
             if vectors is not None:
                 feeds |= vectors.take(np.where(prepared.rebuilt_B[index_b], NONE, slots_B[index_b]), len(feeds["now"]))
             lap("batch")

@@ -50,7 +50,8 @@ class VectorCache:
         self._used = 1
         self._free: list[int] = []
         self._eldest = Eldest()
-        self._feeds: dict[int, Arrays] = {}  # by batch size
+        self._feeds: Arrays = {}
+        self._batch = 0  # users there is room for in them
 
     @property
     def nbytes(self) -> int:
@@ -69,13 +70,9 @@ class VectorCache:
     def take(self, slots_B: NDArray[np.intp], batch: int) -> Arrays:
         """Copies of these slots, float32 [batch, …], by name; zeros for `NONE` and in rows beyond.
 
-        They are overwritten by the next call for so large a batch.
+        They are overwritten by the next call.
         """
-        if batch not in self._feeds:
-            self._feeds[batch] = {
-                name: np.empty((batch, *slab.shape[1:]), np.float32) for name, slab in self._slabs.items()
-            }
-        feeds, at_B = self._feeds[batch], np.zeros(batch, np.intp)
+        feeds, at_B = self._room_for(batch), np.zeros(batch, np.intp)
         at_B[: len(slots_B)] = slots_B
         for name, slab in self._slabs.items():
             if slab.dtype == np.float32:
@@ -83,6 +80,12 @@ class VectorCache:
             else:
                 feeds[name][:] = slab[at_B]
         return feeds
+
+    def _room_for(self, batch: int) -> Arrays:
+        if batch > self._batch:
+            self._batch = batch
+            self._feeds = {name: np.empty((batch, *slab.shape[1:]), np.float32) for name, slab in self._slabs.items()}
+        return {name: array[:batch] for name, array in self._feeds.items()}
 
     def keep(self, slots_B: NDArray[np.intp], outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         """Keep what the graph gave these users, who are different ones.

@@ -83,6 +83,16 @@ def test_slices_are_sorted_by_length_and_padded_to_buckets(sasrec: Bundle) -> No
     assert batches[0][1]["excluded_items"].shape[1] == 8
 
 
+def test_without_buckets_nothing_is_padded_but_shorter_histories(sasrec: Bundle) -> None:
+    lengths = [3, 1, 0, 3, 0]
+    one = prepared(sasrec, histories(*[[(f"i{place}", place, VIEW) for place in range(n)] for n in lengths]))
+    batches = list(slices(one, None, FEEDS, 3))
+    assert [users_b.tolist() for users_b, _ in batches] == [[2, 4, 1], [0, 3]]
+    assert [feeds["history_items"].tolist() for _, feeds in batches] == [[[-1], [-1], [0]], [[0, 1, 2], [0, 1, 2]]]
+    (nobody,) = slices(prepared(sasrec, histories([])), None, FEEDS, 3)
+    assert nobody[1]["history_items"].tolist() == [[-1]], "a graph wants one place at least"
+
+
 def test_rows_beyond_the_users_are_padding(sasrec: Bundle) -> None:
     one = prepared(sasrec, histories(*[[("i1", 1, VIEW)]] * 3))
     ((users_b, feeds),) = slices(one, Buckets([1, 4], [4], [4]), FEEDS, 4)
