@@ -186,8 +186,8 @@ def _compete(
             say(f"repeat {repeat + 1} of {size.repeats}")
             # The last one comes first next time. In reverse the first one would stand still for two rounds: after more
             # than half a session timeout our worker publishes nothing before the group has answered it again.
-            first = -repeat % len(entrants)
-            for name, turn in arena.backlog(size.backlog, entrants[first:] + entrants[:first]).items():
+            begin = -repeat % len(entrants)
+            for name, turn in arena.backlog(size.backlog, entrants[begin:] + entrants[:begin]).items():
                 turns[name].append(turn)
         agreed += 0 if size.streaming else _agree(here, entrants, seed)
     return turns, agreed
