@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from benchmarks import beside_echo, bundles, figures, graphs, idle, incremental, restore, scaling, topk, users
+from benchmarks import beside_echo, bundles, figures, graphs, host, idle, incremental, restore, scaling, topk, users
 from benchmarks.peers import contest
 
 PARTS: dict[str, ModuleType] = {
     "echo": beside_echo,
     "peers": contest,
     "graphs": graphs,
+    "host": host,
     "incremental": incremental,
     "topk": topk,
     "idle": idle,

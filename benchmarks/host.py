@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from structlog.testing import capture_logs
 
-from benchmarks import bundles, figures
+from benchmarks import bundles, figures, states
 from benchmarks.load import ZIPF, Load
-from stream_worker import allocation
 from stream_worker.bundle import Bundle
 from stream_worker.manifest import read_manifest
 from stream_worker.metrics import PREFIX, STAGES, Metrics
@@ -42,7 +42,8 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
     for name, (users, exponent) in LOADS.items():
         users = 300 if options.smoke else options.users or users
         say(f"{name}: making the histories of {users:,} users")
-        host = Host(path, users, exponent, options.seed)
+        with capture_logs():  # of a log in memory
+            host = Host(path, users, exponent, options.seed)
         host.serve(WARM_UP if not options.smoke else events)
         each = []
         for _ in range(repeats):
@@ -77,7 +78,12 @@ class Host:
         bundle = Bundle(path)  # with batches of one size, whatever is fastest on this machine today
         bundle.warm_up()
         self._metrics = Metrics()
-        settings = Settings(bundle=path, history_length=manifest.L, vector_cache_users=users)
+        settings = Settings(
+            bundle=path,
+            history_length=manifest.L,
+            excluded_length=min(manifest.L, states.EXCLUDED_LENGTH),
+            vector_cache_users=users,
+        )
         self.pipeline = Pipeline(settings, bundle, transport, self._metrics)
         self.pipeline.step(0)
         self.pipeline.step(0)
@@ -85,16 +91,13 @@ class Host:
         for copy in self._load.states(np.full(users, manifest.L, np.int32)):
             state.take_over(copy)
         self.pipeline.actions.code(next(iter(manifest.actions)))
-        allocation.settle()
 
     def serve(self, count: int) -> dict[str, float]:
         """Answer so many events; wall time of each stage, us an event."""
         for key, value in self._load.draw(count):
             self._log.append(value, key)
         before = self._seconds()
-        while self._log.events[0] and (
-            self.pipeline.owned[0].next_offset < len(self._log.events[0]) or self.pipeline.marked
-        ):
+        while self.pipeline.owned[0].next_offset < len(self._log.events[0]) or self.pipeline.marked:
             self.pipeline.step(0)
         after = self._seconds()
         return {stage: (after[stage] - before[stage]) / count * 1e6 for stage in STAGES}

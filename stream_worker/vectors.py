@@ -40,8 +40,8 @@ class VectorCache:
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], most: int | None = None, precision: Precision = "float32"
     ) -> None:
-        self._slot_bytes = np.dtype(precision).itemsize * max(1, sum(math.prod(shape) for shape in shapes.values()))
-        self.most = max(1, DEFAULT_BYTES // self._slot_bytes) if most is None else most
+        self.slot_bytes = np.dtype(precision).itemsize * max(1, sum(math.prod(shape) for shape in shapes.values()))
+        self.most = max(1, DEFAULT_BYTES // self.slot_bytes) if most is None else most
         self._slabs: Arrays = {name: np.zeros((1, *shape), precision) for name, shape in shapes.items()}
         self._key = np.zeros(1, np.int64)
         self._kept_at = np.full(1, NEVER, np.int64)
@@ -132,7 +132,7 @@ class VectorCache:
 
     def _grow(self) -> None:
         slots = len(self._key)
-        step = max(1, GROWTH_BYTES // self._slot_bytes)
+        step = max(1, GROWTH_BYTES // self.slot_bytes)
         grow((*self._slabs.values(), self._key, self._kept_at), slots, FIRST_SLOTS, step, self.most + 1)
         self._kept_at[slots:] = NEVER
 

@@ -47,8 +47,8 @@ class Appender:
 
     Args:
         client: a producer. One that is transactional needs an appender for each transaction.
-        settled: called with tokens, and an error or None, on the client's thread, once for each record: what became of
-            them. What failed may be in the log all the same.
+        settled: called with tokens, and an error or None, once for each record, on the client's thread or by `push`.
+            What failed may be in the log all the same.
     """
 
     def __init__(self, client: KafkaProducer, settled: Settled) -> None:

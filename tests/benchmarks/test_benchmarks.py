@@ -84,6 +84,13 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "batches": {"300 x 4"},
         "bars": {"vs_torch 300 x 4"},
     },
+    "host": {
+        "seed": set(),
+        "bundle": {"model", "items", "L", "K"},
+        "load": {"events", "repeats"},
+        "us_per_event": {"uniform", "zipf"},
+        "bars": {"host_us"},
+    },
     "idle": {
         "seed": set(),
         "load": {"seconds", "repeats"},
@@ -94,6 +101,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "seed": set(),
         "load": {"items", "dim", "lengths", "repeats"},
         "us_per_list": {"L 10, batch 1", "L 10, batch 32"},
+        "caches": {"L 10, float32", "L 10, float16"},
         "bars": {"incremental_vs_recompute"},
     },
     "topk": {
