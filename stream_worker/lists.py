@@ -3,7 +3,7 @@
 Axes: B users of a step, b users of one inference, K list length, L history the graph looks at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -66,8 +66,8 @@ class ListMaker:
         self._vocabulary = Vocabulary.of([], manifest.actions, manifest.excluding_actions)
         self._vocabulary_names = 0  # of the actions' names, how many it covers
 
-    def make(self, due: Sequence[Due], published_ms: int) -> list[Sent]:
-        """The lists of these users, of whom there is one at least; `published_ms` is written into them."""
+    def make(self, due: Sequence[Due], now_ms: Callable[[], int]) -> list[Sent]:
+        """The lists of these users, of whom there is one at least, with the time of `now_ms` when they are made."""
         lap, bundle, vectors = self._lap, self._bundle, self._vectors
         rows = [one.state.rows_of(one.users) for one in due]
         prepared, slots_B = self._prepare(due, rows)
@@ -86,7 +86,7 @@ class ListMaker:
             lap("encode")
             self._metrics.batch_users.observe(len(index_b))
         listed.finish(prepared.history_items_BL)
-        records = self._encode(_Columns.of(due, rows, prepared), listed, published_ms)
+        records = self._encode(_Columns.of(due, rows, prepared), listed, now_ms())
         start = 0
         for one, rows_B in zip(due, rows, strict=True):
             some = slice(start, start := start + len(rows_B))

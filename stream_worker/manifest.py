@@ -77,7 +77,7 @@ class ResidentEntry(msgspec.Struct, frozen=True):
 
 
 class Buckets(msgspec.Struct, frozen=True):
-    """The shapes the worker pads to, ascending: users in a batch, history lengths, and new events (their last is L)."""
+    """The shapes the worker pads to on a GPU, ascending: users, history lengths, and new events (their last is L)."""
 
     batch: list[int]
     length: list[int]

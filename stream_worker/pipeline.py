@@ -16,7 +16,7 @@ import structlog
 
 from stream_worker.bundle import Bundle
 from stream_worker.checkpoint import Checkpoints
-from stream_worker.errors import RejectedEventError
+from stream_worker.errors import DataError, RejectedEventError
 from stream_worker.events import Events
 from stream_worker.fold import Fold
 from stream_worker.judge import Judge
@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 USERS_PER_STEP = 256  # enough to sort into even batches, few enough to poll again soon
 CATCHING_UP_RECORDS = 1000
 BUSY_POLL_S = 0.02  # of one poll, while acknowledgements and checkpoints are awaited
+LAST_FLUSH_S = 2.0  # of the records that made the breaker trip
 OBSERVE_INTERVAL_S = 1.0  # lag and sizes
 
 
@@ -179,7 +180,11 @@ class Pipeline:
         if rejects:
             self._outbox.send(rejects)
         if decoded:
-            self._breaker.count(sum(len(records) for records in polled.records.values()), len(rejects), reason)
+            try:
+                self._breaker.count(sum(len(records) for records in polled.records.values()), len(rejects), reason)
+            except DataError:
+                self._transport.flush(LAST_FLUSH_S)  # it sends people to the rejected topic
+                raise
         return decoded
 
     # -- fold ----------------------------------------------------------------------------------------------------
@@ -300,7 +305,7 @@ class Pipeline:
         due = self._take_marked()
         self._stalled = bool(self.marked) and not due
         if due:
-            self._outbox.send(self._lists.make(due, self._now_ms()))
+            self._outbox.send(self._lists.make(due, self._now_ms))
 
     def _take_marked(self) -> list[Due]:
         """Users to be served now, as many as may be sent."""

@@ -147,7 +147,7 @@ class Transport(Protocol):
         It may stay here until `push` or `flush`.
 
         Records of one key arrive in the order of the calls, but a failed one may be missing. `timestamp_ms` becomes the
-        record's Kafka timestamp, None the time of the call; the log may refuse a record that is too old when it comes.
+        record's Kafka timestamp, None the time of its push; the log may refuse a record that is too old when it comes.
         """
 
     def push(self) -> None:

@@ -47,7 +47,7 @@ class Appender:
 
     Args:
         client: a producer. One that is transactional needs an appender for each transaction.
-        settled: called with tokens, and an error or None, once for each record, on the client's thread or by `push`.
+        settled: called with tokens, and an error or None, once for each record, on the client's thread or by a push.
             What failed may be in the log all the same.
     """
 
@@ -91,6 +91,8 @@ class Appender:
         record = Waiting(token, timestamp_ms, key, value, headers)
         if partition is None and key is None:
             partition = client._partition(topic, None, key, value, key, value)
+            if partition is None:
+                raise UnknownTopicOrPartitionError(topic)
         if partition is None:
             self._by_key[topic].append(record)
         else:
@@ -147,6 +149,8 @@ class Appender:
         accumulator = self._client._accumulator
         batches = accumulator._batches[place]
         batch = batches[-1] if batches and isinstance(batches[-1], Batch) else None
+        if batch is not None and batch.settled != self._settled:
+            batch = None  # another appender's
         start = 0
         while start < len(records):
             taken = 0 if batch is None else batch.extend(islice(records, start, None))
@@ -166,7 +170,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
 
     def __init__(self, place: TopicPartition, records: MemoryRecordsBuilder, settled: Settled) -> None:
         self._tokens: list[Any] = []
-        self._settled = settled
+        self.settled = settled
         self._alone: list[Alone] = []
         super().__init__(place, records)
         self.produce_future._add_cb_eb(self._answered, self._failed)
@@ -198,7 +202,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
     def _record_futures(self) -> "list[Alone]":
         """What the client asks for when it splits a batch that is too large for the broker."""
         if not self._alone:
-            self._alone = [Alone(token, self._settled) for token in self._tokens]
+            self._alone = [Alone(token, self.settled) for token in self._tokens]
         return self._alone
 
     @_record_futures.setter
@@ -207,10 +211,10 @@ class Batch(ProducerBatch):  # type: ignore[misc]
 
     def _answered(self, result: tuple[int, int, Callable[[int], Exception] | None]) -> None:
         error_of = result[2]
-        self._settled(self._tokens, None if error_of is None else error_of(0))
+        self.settled(self._tokens, None if error_of is None else error_of(0))
 
     def _failed(self, error: Exception) -> None:
-        self._settled(self._tokens, error)
+        self.settled(self._tokens, error)
 
 
 def encode_record(
@@ -269,6 +273,7 @@ def write(client: KafkaProducer, topic: str, changes: Iterable[Change], timeout_
     Raises:
         KafkaError: one was not acknowledged in this time.
     """
+    deadline = time.monotonic() + timeout_s
     tally = Tally()
     records = Appender(client, tally.settled)
     count = 0
@@ -276,7 +281,7 @@ def write(client: KafkaProducer, topic: str, changes: Iterable[Change], timeout_
         records.append(None, topic, one.partition, one.key, one.value)
         count += 1
     records.push()
-    tally.wait(count, timeout_s)
+    tally.wait(count, max(0.0, deadline - time.monotonic()))
     return count
 
 

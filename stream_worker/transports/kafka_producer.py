@@ -13,7 +13,6 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from stream_worker.connection import for_kafka_python
 from stream_worker.entrance import away
 from stream_worker.settings import Settings
-from stream_worker.transports.base import Delivery
 from stream_worker.transports.kafka_append import Appender
 from stream_worker.transports.list_producer import BATCH_BYTES, ListProducer
 
@@ -87,8 +86,7 @@ class KafkaPythonProducer(ListProducer[KafkaProducer]):
 
     def _settled(self, tokens: Sequence[Any], error: Exception | None) -> None:
         if error is None:
-            now = time.time()
-            self._done.extend([Delivery(token, False, now) for token in tokens])
+            self._acknowledged(tokens, time.time())
         else:
             for token in tokens:
                 self._failed(token, error)

@@ -78,7 +78,7 @@ class LibrdkafkaProducer(ListProducer[Producer]):
         if error is not None:
             self._failed(token, error.str())
         else:
-            self._acknowledged(token, sent_at + (message.latency() or 0.0))
+            self._acknowledged((token,), sent_at + (message.latency() or 0.0))
 
     def _end(self, client: Producer) -> None:
         client.purge(blocking=False)

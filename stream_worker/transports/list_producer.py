@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -111,8 +112,8 @@ class ListProducer(ABC, Generic[Client]):
             self._end(self._client)
         self._client = None
 
-    def _acknowledged(self, token: Any, at: float) -> None:
-        self._done.append(Delivery(token, False, at))
+    def _acknowledged(self, tokens: Iterable[Any], at: float) -> None:
+        self._done.extend([Delivery(token, False, at) for token in tokens])
 
     def _failed(self, token: Any, error: object) -> None:
         if not self._broken:

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 SEED = np.uint32(0x9747B28C)
 M = np.uint32(0x5BD1E995)
 FEW = 16  # so many cost less one by one
+LONG = 1024  # bytes of a key, to which all others would be padded; a rejected record may have any
 
 
 def partitions_of(keys: Sequence[bytes], partitions: Sequence[int]) -> list[int]:
     """The partition of each key among these."""
     if len(partitions) == 1:
         return list(partitions) * len(keys)
-    hashes_N = [murmur2(key) for key in keys] if len(keys) < FEW else hashes(keys).tolist()
+    singly = len(keys) < FEW or max(map(len, keys)) > LONG
+    hashes_N = [murmur2(key) for key in keys] if singly else hashes(keys).tolist()
     return [partitions[(one & 0x7FFFFFFF) % len(partitions)] for one in hashes_N]
 
 

@@ -86,6 +86,11 @@ def test_keys_belong_where_the_client_puts_them(keys: list[bytes], count: int) -
     assert partitions_of(keys, partitions) == [partitions[(murmur2(key) & 0x7FFFFFFF) % count] for key in keys]
 
 
+def test_a_key_that_is_far_too_long_costs_no_more_than_itself() -> None:
+    keys = [b"k" * 100_000, *(b"u%d" % number for number in range(30))]
+    assert partitions_of(keys, range(7)) == [(murmur2(key) & 0x7FFFFFFF) % 7 for key in keys]
+
+
 def test_records_of_a_split_batch_are_told_of_one_by_one() -> None:
     """As the client splits it: each record's future moves to a new batch, and may move again."""
     told = Told()
@@ -156,6 +161,16 @@ def test_what_is_too_large_for_the_broker_together_arrives_in_parts(
     for user in range(5):
         numbers = [int(one.value.rstrip(b"\0")) for one in found if one.key == b"u%d" % user]
         assert numbers == sorted(numbers), "those of one key keep their order"
+
+
+def test_two_appenders_are_told_of_their_own(topic: str, client: KafkaProducer) -> None:
+    each = {name: Told() for name in "ab"}
+    appenders = {name: Appender(client, told.settled) for name, told in each.items()}
+    for number in range(6):
+        appenders["ab"[number % 2]].append(number, topic, 0, b"u", b"v")
+        appenders["ab"[number % 2]].push()
+    wait_for("all answers", lambda: len(each["a"].times) + len(each["b"].times) == 6)
+    assert [sorted(told.times) for told in each.values()] == [[0, 2, 4], [1, 3, 5]]
 
 
 def test_what_a_closed_client_was_given_fails(topic: str, client: KafkaProducer) -> None:

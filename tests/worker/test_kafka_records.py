@@ -1,5 +1,6 @@
 """What is read past kafka-python's own records is what it would have read."""
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
-from kafka.record.default_records import DefaultRecordBatch
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from benchmarks.topics import Admin
@@ -37,6 +38,23 @@ def built(some: list[Record], magic: int = 2, compression: int = 0, first: int =
     return bytes(builder.buffer())
 
 
+def marker(first: int, epoch: int) -> bytes:
+    """What ends a transaction."""
+
+    class Marker(DefaultRecordBatchBuilder):  # type: ignore[misc]
+        def _get_attributes(self, include_compression_type: bool = True) -> int:
+            return int(self.CONTROL_MASK | self.TRANSACTIONAL_MASK)
+
+    builder = Marker(2, 0, False, 7, 0, 0, 1000)
+    builder.append(0, 5, struct.pack(">hh", 0, 1), bytes(6), [])
+    return led(bytes(builder.build()), first, epoch)
+
+
+def led(batch: bytes, first: int, epoch: int) -> bytes:
+    """The batch as a leader of that epoch wrote it, from that offset on."""
+    return struct.pack(">q", first) + batch[8:12] + struct.pack(">i", epoch) + batch[16:]
+
+
 def light(one: Any) -> Fetched:
     return Fetched(one.offset, one.timestamp, one.key, one.value)
 
@@ -54,6 +72,14 @@ def test_the_same_records_as_the_clients(first: list[Record], second: list[Recor
         if not ours:
             break
     assert bool(ours) == bool(theirs)
+
+
+def test_a_marker_moves_offset_and_epoch() -> None:
+    """A position with an old epoch looks to the broker like one on a log that was cut off."""
+    data = led(built([(5, b"u", b"a", [])]), 0, 1) + marker(1, 2)
+    ours, theirs = (one(0, PLACE, MemoryRecords(data)) for one in (PartitionRecords, Fetcher.PartitionRecords))
+    assert ours.take() == [light(one) for one in theirs.take()]
+    assert (ours.next_fetch_offset, ours.leader_epoch) == (theirs.next_fetch_offset, theirs.leader_epoch) == (2, 2)
 
 
 @pytest.mark.parametrize("magic", [0, 1])
