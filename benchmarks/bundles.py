@@ -23,13 +23,13 @@ CACHE = ROOT / ".cache" / "bench"
 ITEMS, DIM, LENGTH, K = 4096, 64, 50, 20
 
 
-def choose(given: Path | None, smoke: bool) -> Path:
-    """The bundle to serve: the one given, the demo's, or a synthetic one, made if need be."""
+def choose(given: Path | None, smoke: bool, demo: bool = True) -> Path:
+    """The bundle to serve: the one given, the demo's unless not wanted, or a synthetic one, made if need be."""
     if given is not None:
         return find_bundle(given)
     if smoke:
         return synthetic(count=256, dim=16, length=10)
-    return _kept(DEMO) or synthetic()
+    return (_kept(DEMO) if demo else None) or synthetic()
 
 
 def _kept(models: Path) -> Path | None:

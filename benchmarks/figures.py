@@ -111,12 +111,18 @@ def bar(values: Sequence[float], at_least: float | None = None, at_most: float |
 
 def setting(result: Mapping[str, Any]) -> list[str]:
     """What was served, and to whom."""
-    load, bundle = result["load"], result["bundle"]
+    load = result["load"]
     return [
-        f"bundle {bundle['model']}: {bundle['items']} items, L {bundle['L']}, K {bundle['K']}",
+        served(result),
         f"load   {load['users']:,} users, Zipf {load['zipf']}, histories of {load['fill_each']} or more, "
         f"seed {result['seed']}, {load['repeats']} repeats in turns, medians",
     ]
+
+
+def served(result: Mapping[str, Any]) -> str:
+    """The bundle, in a line."""
+    bundle = result["bundle"]
+    return f"bundle {bundle['model']}: {bundle['items']} items, L {bundle['L']}, K {bundle['K']}"
 
 
 def backlog_and_paced(result: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,7 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
         options: the flags of benchmarks/run.py.
         say: takes a line on how far it is.
     """
-    path = bundles.choose(options.bundle, options.smoke) if options.bundle or options.smoke else bundles.synthetic()
+    path = bundles.choose(options.bundle, options.smoke, demo=False)
     events, repeats = (500, 1) if options.smoke else (options.events or EVENTS, options.repeats or REPEATS)
     found: dict[str, figures.Figures] = {}
     for name, (users, exponent) in LOADS.items():
@@ -109,9 +109,9 @@ class Host:
 
 def table(result: Mapping[str, Any]) -> list[str]:
     """The result for people."""
-    bundle, load = result["bundle"], result["load"]
+    load = result["load"]
     return [
-        f"bundle {bundle['model']}: {bundle['items']} items, L {bundle['L']}, K {bundle['K']}",
+        figures.served(result),
         f"{load['events']:,} events, seed {result['seed']}, {load['repeats']} repeats, medians",
         f"us an event by stage; host is {', '.join(HOST)}",
         *figures.rows(result["us_per_event"]),

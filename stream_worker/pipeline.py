@@ -227,7 +227,7 @@ class Pipeline:
     ) -> Iterator[int]:
         """The events, from `start` on, that are no plain ones, as `state` is when each is asked for."""
         forgets = [e for e in range(start, len(events)) if events[e].action == FORGET]
-        if state.ttl_ms is None or not state.expiry_due(max(stamps[start:], default=0)):
+        if not state.expiry_due(max(stamps[start:], default=0)):
             yield from forgets
             return
         newest = state.newest

@@ -141,7 +141,7 @@ def peer(place: Place, python: Path, name: str, bundle: Path, silent_s: float = 
 
 def _bundle(options: Any) -> Path:
     """The one given, or the synthetic one: the demo's may have a graph that the peers cannot feed."""
-    bundle = bundles.choose(options.bundle, options.smoke) if options.bundle or options.smoke else bundles.synthetic()
+    bundle = bundles.choose(options.bundle, options.smoke, demo=False)
     manifest = read_manifest(bundle)
     strange = {one.name for one in manifest.inputs} - FED - set(manifest.resident)
     if strange or manifest.excluding_actions or not manifest.exclude_seen:
@@ -215,8 +215,7 @@ def _bars(loads: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> list[str]:
     """The result for people."""
-    bundle = result["bundle"]
-    lines = [f"bundle {bundle['model']}: {bundle['items']} items, L {bundle['L']}, K {bundle['K']}"]
+    lines = [figures.served(result)]
     for name, each in result["loads"].items():
         load = each["load"]
         lines += [

@@ -173,7 +173,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
         self.settled = settled
         self._alone: list[Alone] = []
         super().__init__(place, records)
-        self.produce_future._add_cb_eb(self._answered, self._failed)
+        _tell(self.produce_future, self._tokens, settled)
 
     def extend(self, records: Iterator[Waiting]) -> int:
         """Take as many of these as fit, of an empty batch at least one. Returns how many."""
@@ -208,13 +208,6 @@ class Batch(ProducerBatch):  # type: ignore[misc]
     @_record_futures.setter
     def _record_futures(self, futures: Sequence[object]) -> None:
         assert not futures, "there are none of a new batch"
-
-    def _answered(self, result: tuple[int, int, Callable[[int], Exception] | None]) -> None:
-        error_of = result[2]
-        self.settled(self._tokens, None if error_of is None else error_of(0))
-
-    def _failed(self, error: Exception) -> None:
-        self.settled(self._tokens, error)
 
 
 def encode_record(
@@ -259,10 +252,15 @@ class Alone:
 
     def rebind(self, future: Any, _index: int) -> None:
         """It is in another batch now, whose future this is."""
-        future._add_cb_eb(
-            lambda result: self._settled([self._token], None if result[2] is None else result[2](0)),
-            lambda error: self._settled([self._token], error),
-        )
+        _tell(future, [self._token], self._settled)
+
+
+def _tell(future: Any, tokens: Sequence[Any], settled: Settled) -> None:
+    """Settle these when the batch whose future this is has been answered: (offset, time, None or an error of each)."""
+    future._add_cb_eb(
+        lambda result: settled(tokens, None if result[2] is None else result[2](0)),
+        lambda error: settled(tokens, error),
+    )
 
 
 def write(client: KafkaProducer, topic: str, changes: Iterable[Change], timeout_s: float) -> int:
