@@ -31,7 +31,7 @@ from benchmarks.contenders import ROOT
 from benchmarks.errors import BenchmarkError
 from stream_worker.batch import NO_ITEM, Feeds, excluded_bucket
 from stream_worker.inference import create_session
-from stream_worker.int8 import ITEM_SCALES, ITEM_STEPS, quantize_rows
+from stream_worker.low_precision import ITEM_SCALES, ITEM_STEPS, low_precision_rows
 from stream_worker.manifest import padded_rows
 
 CATALOGUES, BATCHES = (2_000, 20_000, 200_000, 1_000_000), (1, 32, 256)
@@ -133,7 +133,7 @@ def _searches(vectors_ND: NDArray[np.float32]) -> dict[str, Search]:
     from onnx import ModelProto, parser
 
     from exporter import topk
-    from exporter.int8 import items_to_int8
+    from exporter.low_precision import items_to_int8
 
     items = len(vectors_ND)
     exact, int8 = topk.alone(DIM, K), topk.alone(DIM, K)
@@ -172,14 +172,13 @@ def _searches(vectors_ND: NDArray[np.float32]) -> dict[str, Search]:
         return search
 
     tensors = padded(block)
-    steps_ND, scale_N = quantize_rows(tensors["item_vectors"])
     faiss.omp_set_num_threads(1)
     faiss.cvar.distance_compute_blas_threshold = FAISS_BLAS_USERS
     index = faiss.IndexFlatIP(DIM)
     index.add(vectors_ND)
     return {
         "exact": through(exact, padded(topk.row_multiple(items))),
-        "int8": through(int8, tensors | {ITEM_STEPS: steps_ND, ITEM_SCALES: scale_N}),
+        "int8": through(int8, tensors | low_precision_rows(tensors["item_vectors"], (ITEM_STEPS, ITEM_SCALES))),
         "matmul": through(product, {"item_vectors": vectors_ND}),
         "faiss": lambda user_BD: index.search(user_BD, K),
     }

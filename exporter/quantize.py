@@ -1,7 +1,4 @@
-"""One run of `exporter quantize`: a bundle written anew in 8 bits, held to the lists that it gave before.
-
-What makes a smaller bundle out of a bundle changes graph and item tensors (`Small`); measuring, the gate and writing
-are the same for whatever comes beside `in_int8`.
+"""One run of `exporter quantize`: a bundle written anew in 8 or 16 bits, held to the lists that it gave before.
 
 Axes: R ranked events.
 """
@@ -24,7 +21,7 @@ from exporter.experiment import EXCLUDED_LENGTH
 from exporter.export import EXAMPLE_EXCLUDED, EXAMPLE_USERS, tensor_entry
 from exporter.histories import Feeds, Horizon, Ints, Log
 from exporter.impact import Impact, measure
-from exporter.int8 import items_to_int8, weights_to_int8
+from exporter.low_precision import items_to_float16, items_to_int8, weights_to_int8
 from exporter.parity import random_feeds
 from exporter.publish import publish, save_arrays
 from exporter.settings import QuantizeSettings
@@ -32,7 +29,7 @@ from exporter.topk import BLOCK, CHUNK
 from stream_worker.bundle import Bundle
 from stream_worker.errors import BundleError, DataError, SettingsError
 from stream_worker.inference import create_session
-from stream_worker.int8 import ITEM_SCALES, ITEM_STEPS, ZERO_POINT, quantize_rows
+from stream_worker.low_precision import ITEM_HALVES, ITEM_SCALES, ITEM_STEPS, ZERO_POINT, low_precision_rows
 from stream_worker.manifest import (
     CONTENT,
     EXAMPLE,
@@ -45,6 +42,9 @@ from stream_worker.manifest import (
     padded_rows,
 )
 
+INT8 = {ITEM_STEPS: ResidentEntry("uint8", ZERO_POINT), ITEM_SCALES: ResidentEntry("float32", 0.0)}
+FLOAT16 = {ITEM_HALVES: ResidentEntry("float16", 0.0)}
+
 
 @dataclass(frozen=True, eq=False)
 class Small:
@@ -53,7 +53,7 @@ class Small:
     Attributes:
         tensors: a row an item.
         row_multiple: what the worker pads them to.
-        has_items: whether candidates are found in 8 bits.
+        has_items: whether candidates are found in fewer bits than float32.
     """
 
     model: onnx.ModelProto
@@ -70,11 +70,16 @@ def run(settings: QuantizeSettings, clock: Callable[[], datetime], console: Cons
         BundleError: there is nothing to quantise, the graph is not understood, or its lists lose too much.
         DataError: no event is left to rank.
     """
-    if not (settings.items_int8 or settings.weights_int8):
-        raise SettingsError("--no-weights-int8: nothing is left to quantise. Leave it out, or add --items-int8.")
+    if settings.items_int8 and settings.items_float16:
+        raise SettingsError("--items-int8 and --items-float16: choose one, 8 bits for a CPU or 16 for a GPU.")
+    items = INT8 if settings.items_int8 else FLOAT16 if settings.items_float16 else None
+    if items is None and not settings.weights_int8:
+        raise SettingsError(
+            "--no-weights-int8: nothing is left to quantise. Leave it out, or add --items-int8 or --items-float16."
+        )
     source = Bundle(settings.bundle)
-    small = in_int8(source, settings.items_int8, settings.weights_int8)
-    if settings.items_int8 and not small.has_items:
+    small = quantized(source, items, settings.weights_int8)
+    if items and not small.has_items:
         console.print(f"{source.manifest.name} has more to a score than a product here: its items stay in float32.")
     log, events_R = _test_events(settings, source, console)
     horizon = Horizon(source.manifest.L, settings.history_length, EXCLUDED_LENGTH, source.manifest.exclude_seen)
@@ -88,7 +93,7 @@ def run(settings: QuantizeSettings, clock: Callable[[], datetime], console: Cons
         if impact.loss > settings.max_loss:
             raise BundleError(
                 f"bundle {source.path}: quantised, it loses {impact.loss:.2%} of its NDCG@10, more than --max-loss "
-                f"{settings.max_loss:.2%}. Nothing is written. Try it without --items-int8, or with --no-weights-int8."
+                f"{settings.max_loss:.2%}. Nothing is written. Try it with --no-weights-int8, or with items in float32."
             )
 
     try:
@@ -97,8 +102,13 @@ def run(settings: QuantizeSettings, clock: Callable[[], datetime], console: Cons
         raise SettingsError(f"--out {settings.out}: {error.strerror}. Name a directory that can be written.") from error
 
 
-def in_int8(source: Bundle, items: bool, weights: bool) -> Small:
-    """The bundle's graph with 8-bit weights, candidates from 8-bit items, or both.
+def quantized(source: Bundle, items: dict[str, ResidentEntry] | None, weights: bool) -> Small:
+    """The bundle's graph with 8-bit weights, candidates from 8-bit or 16-bit items, or both.
+
+    Args:
+        source: the bundle.
+        items: INT8, FLOAT16 or None: the tensors by which candidates are found.
+        weights: whether the encoder's become 8 bits.
 
     Raises:
         BundleError: it has none of these.
@@ -109,12 +119,13 @@ def in_int8(source: Bundle, items: bool, weights: bool) -> Small:
     resident, row_multiple = dict(manifest.resident), manifest.row_multiple
     done = weights_to_int8(model) if weights else 0
     block = min(BLOCK, padded_rows(manifest.items, manifest.K, CHUNK))
-    has_items = items and ITEM_STEPS not in tensors and items_to_int8(model, block)
-    if has_items:
-        tensors[ITEM_STEPS], tensors[ITEM_SCALES] = quantize_rows(tensors["item_vectors"])
-        resident[ITEM_STEPS] = ResidentEntry("uint8", ZERO_POINT)
-        resident[ITEM_SCALES] = ResidentEntry("float32", 0.0)
-        row_multiple = block
+    has_items = False
+    if items and tensors.keys().isdisjoint(INT8 | FLOAT16):
+        has_items = items_to_int8(model, block) if items == INT8 else items_to_float16(model)
+    if items and has_items:
+        tensors |= low_precision_rows(tensors["item_vectors"], items)
+        resident |= items
+        row_multiple = block if items == INT8 else CHUNK
     elif not done:
         asked = " or ".join(kind for kind, on in (("product of items", items), ("weights", weights)) if on)
         raise BundleError(

@@ -202,6 +202,9 @@ class QuantizeSettings(DataSettings):
     items_int8: bool = Field(
         False, description="Find candidates by items in 8 bits, and score these anew: for large catalogues."
     )
+    items_float16: bool = Field(
+        False, description="The same in 16 bits, for a GPU: its memory's bandwidth is what a large catalogue takes."
+    )
     weights_int8: bool = Field(True, description="Weights of the encoder in 8 bits: a quarter of the file.")
     history_length: int = Field(64, ge=1, le=4096, description="Events that the worker keeps of a user.")
     test_events: int = Field(

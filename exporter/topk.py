@@ -17,6 +17,11 @@ batch (DynamicQuantizeLinear) would make a list depend on who else is in it. Ite
 a signed left side takes ONNX Runtime's slow path; the user's row has 7 bits: where the CPU has no VNNI, two products
 are added in 16 bits with saturation, and 2 * 255 * 64 still fits.
 
+*In 16 bits* (the same command), for a GPU: the product of all users with all items in half precision, which reads and
+writes half the memory, the maxima of its chunks, and the items of RECALL x K chunks scored anew in float32. Without
+Scan or If, so that CUDA graphs can record it, and without an addition of several threads to one place. On a CPU the
+items are widened in every run: it gives the same lists there, and takes longer.
+
 Axes: B users, N items, D item dimension, X excluded items, K list length, S blocks, n items of a block, C chunks,
 c items of a chunk, R chunks scored anew, E = R c items scored anew.
 """
@@ -34,7 +39,7 @@ USER_STEPS = 64
 TINY = 1e-12  # a row of zeros has a scale, too
 
 SIGNATURE = "user_BD, vectors_ND, bias_N, excluded_BX"
-QUANTISED = "steps_ND, scale_N"
+QUANTISED, HALVES = "steps_ND, scale_N", "halves_ND"
 
 COMMON = """
   none = Constant<value = float {{-inf}}>()
@@ -140,6 +145,30 @@ INT8: dict[str, str] = {
     biased_nB = Gemm(bias_n1, per_unit_1B, product_nB)""",
 }
 
+# All entries of a user write -inf, those of padding once more at an excluded item; a user without any writes what is at
+# row 0 to row 0.
+FLOAT16 = """
+  user_half_BD = Cast<to = 10>(user_BD)
+  bias_half_N = Cast<to = 10>(bias_N)
+  biased_BN = Gemm<transB = 1>(user_half_BD, halves_ND, bias_half_N)
+  shape_B1 = Concat<axis = 0>(users, second)
+  blank_B1 = Expand(rest, shape_B1)
+  found_BX = Where(is_item_BX, excluded_row_BX, rest)
+  marked_BX = Concat<axis = 1>(found_BX, blank_B1)
+  last_B1 = ReduceMax<keepdims = 1>(marked_BX, second)
+  has_excluded_B1 = GreaterOrEqual(last_B1, zero)
+  instead_B1 = Max(last_B1, zero)
+  is_marked_BX = GreaterOrEqual(marked_BX, zero)
+  at_BX = Where(is_marked_BX, marked_BX, instead_B1)
+  was_BX = GatherElements<axis = 1>(biased_BN, at_BX)
+  none_half = Cast<to = 10>(none)
+  put_BX = Where(has_excluded_B1, none_half, was_BX)
+  open_BN = ScatterElements<axis = 1>(biased_BN, at_BX, put_BX)
+  shape_BCc = Constant<value_ints = [0, -1, {chunk}]>()
+  open_BCc = Reshape(open_BN, shape_BCc)
+  maxima_BC = ReduceMax<keepdims = 0>(open_BCc, third)
+"""
+
 # The items of the R best chunks, by rising row so that of equal scores the lower row comes first.
 ANEW = """
   chunks = Shape<start = 1, end = 2>(maxima_BC)
@@ -226,11 +255,20 @@ def define_int8(model: onnx.ModelProto, block: int, steps: str, scales: str) -> 
     Returns:
         Whether the graph has the operator.
     """
-    nodes = _nodes(model.graph)
-    for node in nodes:
-        node.input.extend([steps, scales])
-    _define(model, f"{SIGNATURE}, {QUANTISED}", _either(INT8, block, RECALL, 1))
-    return bool(nodes)
+    return _redefine(model, [steps, scales], QUANTISED, _either(INT8, block, RECALL, 1))
+
+
+def define_float16(model: onnx.ModelProto, halves: str) -> bool:
+    """Let it find its candidates in 16 bits. Its catalogue is a multiple of CHUNK.
+
+    Args:
+        halves: the graph's input float16 [N, D].
+
+    Returns:
+        Whether the graph has the operator.
+    """
+    anew = ANEW.format(chunk=CHUNK, recall=RECALL, scores="scores_BK", rows="rows_BK")
+    return _redefine(model, [halves], HALVES, COMMON.format() + FLOAT16.format(chunk=CHUNK) + anew)
 
 
 def alone(dim: int, k: int) -> onnx.ModelProto:
@@ -263,6 +301,15 @@ def _define(model: onnx.ModelProto, signature: str, body: str) -> None:
     copies = [onnx.FunctionProto.FromString(function.SerializeToString()) for function in kept]
     del model.functions[:]
     model.functions.extend([*copies, onnx.parser.parse_function(text)])
+
+
+def _redefine(model: onnx.ModelProto, inputs: list[str], signature: str, body: str) -> bool:
+    """Give it more inputs and another body; whether the graph has it."""
+    nodes = _nodes(model.graph)
+    for node in nodes:
+        node.input.extend(inputs)
+    _define(model, f"{SIGNATURE}, {signature}", body)
+    return bool(nodes)
 
 
 def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -17,7 +17,7 @@ from stream_worker.batch import NO_ITEM, Feeds, excluded_bucket
 from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError, SettingsError
 from stream_worker.inference import Device, Inference, create_session
-from stream_worker.int8 import ITEM_SCALES, ITEM_STEPS, quantize_rows
+from stream_worker.low_precision import low_precision_rows
 from stream_worker.manifest import (
     EXAMPLE,
     ITEM_ENCODER,
@@ -176,7 +176,8 @@ class Bundle:
         """Rows of the resident tensors for items that training never saw, from their content.
 
         Returns:
-            `item_vectors` float32 [n, D], `item_bias` float32 [n], and the vectors in 8 bits if the graph wants them.
+            `item_vectors` float32 [n, D], `item_bias` float32 [n], and the vectors in 8 or 16 bits if the graph wants
+            them.
 
         Raises:
             BundleError: the model does not know items by their content.
@@ -191,9 +192,7 @@ class Bundle:
         content_nF = featurise([(item.title, item.attributes) for item in items])
         vectors_nD, bias_n = session.run(["item_vectors", "item_bias"], {"content": content_nF})
         rows: Feeds = {"item_vectors": vectors_nD, "item_bias": bias_n}
-        if ITEM_STEPS in self.manifest.resident:
-            rows[ITEM_STEPS], rows[ITEM_SCALES] = quantize_rows(vectors_nD)
-        return rows
+        return rows | low_precision_rows(vectors_nD, self.manifest.resident)
 
     def infer(self, feeds: Feeds) -> Feeds:
         """Run the graph.

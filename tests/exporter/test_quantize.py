@@ -15,11 +15,11 @@ import pytest
 from exporter.cli import main
 from exporter.export import write_bundle
 from exporter.impact import overlap
-from exporter.int8 import weights_to_int8
-from exporter.quantize import in_int8
+from exporter.low_precision import weights_to_int8
+from exporter.quantize import FLOAT16, INT8, quantized
 from stream_worker.bundle import Bundle
 from stream_worker.cli import main as worker
-from stream_worker.int8 import quantize_rows
+from stream_worker.low_precision import low_precision_rows
 from stream_worker.manifest import EXAMPLE, ITEMS, MODEL, ResidentEntry, find_bundle, load_arrays
 from tests.exporter import test_contract as contract
 from tests.exporter.conftest import NOW, K, N, catalogue, new_model, serving, write_events
@@ -78,9 +78,8 @@ def test_a_row_that_is_written_at_run_time_is_found(bundle: Bundle, seed: int) -
     new = N  # a row without an item until then
     tensors["item_vectors"][new] = 0
     tensors["item_vectors"][new, 0] = 1
-    tensors["item_steps"][new], tensors["item_scales"][new] = (
-        rows[0] for rows in quantize_rows(tensors["item_vectors"][new : new + 1])
-    )
+    for name, rows in low_precision_rows(tensors["item_vectors"][new : new + 1], tensors).items():
+        tensors[name][new] = rows[0]
     feeds = contract.feeds_of(seed)
     assert not (contract.run(bundle, feeds, tensors)["items"] == new).any()
     tensors["item_bias"][new] = 1000
@@ -97,11 +96,12 @@ def test_a_user_alone_gets_what_the_user_gets_in_a_batch(bundle: Bundle) -> None
 
 
 def test_the_contract_holds(bundle: Bundle, seed: int) -> None:
+    if bundle.manifest.resident.keys().isdisjoint(FLOAT16):  # else it takes whole chunks only
+        contract.test_rows_without_an_item_at_the_end_are_never_recommended(bundle, 0)
     contract.test_nothing_is_nan_and_lists_are_full_and_sorted(bundle, seed, 3)
     contract.test_an_empty_history_gets_a_list(bundle)
     contract.test_excluded_items_are_never_recommended(bundle, seed)
     contract.test_row_0_is_excluded_beside_padding_and_padding_excludes_nothing(bundle)
-    contract.test_rows_without_an_item_at_the_end_are_never_recommended(bundle, 0)
     contract.test_an_item_row_changed_at_run_time_counts(bundle, seed)
     if bundle.manifest.S:
         contract.test_no_new_event_changes_no_vector(bundle, seed)
@@ -156,13 +156,31 @@ def test_a_worker_serves_it(bundle: Bundle, before: Bundle, tmp_path: Path) -> N
 
 def test_weights_and_items_may_be_quantised_apart(sasrec: Path, events: Path, tmp_path: Path) -> None:
     source = Bundle(sasrec)
-    weights, items = in_int8(source, False, True), in_int8(source, True, False)
+    weights, items = quantized(source, None, True), quantized(source, INT8, False)
     assert not weights.has_items
     assert items.has_items
     assert {node.op_type for node in weights.model.graph.node} >= {"DequantizeLinear"}
     assert not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in items.model.graph.initializer)
     assert quantize(sasrec, tmp_path / "out", events, "--max-loss", "0.9") == 0
     assert Bundle(tmp_path / "out").manifest.resident == source.manifest.resident
+
+
+def test_candidates_in_16_bits_give_the_lists_of_before(
+    before: Bundle, events: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quantize(before.path, tmp_path, events, "--items-float16", "--no-weights-int8") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "top-5 overlap" in line]
+    assert "1.000" in line
+    bundle = Bundle(tmp_path)
+    bundle.warm_up()
+    assert bundle.manifest.resident == before.manifest.resident | FLOAT16
+    assert bundle.manifest.row_multiple == 16
+    feeds = contract.feeds_of(seed)
+    contract.same_lists(contract.run(before, feeds), contract.run(bundle, feeds))
+    test_a_row_that_is_written_at_run_time_is_found(bundle, seed)
+    test_a_user_alone_gets_what_the_user_gets_in_a_batch(bundle)
+    test_the_contract_holds(bundle, seed)
+    assert quantize(tmp_path, tmp_path / "again", events, "--items-int8", "--no-weights-int8") == 3  # nor both
 
 
 def test_what_it_prints(sasrec: Path, events: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +245,11 @@ def test_weights_of_a_gru_are_found_behind_what_turns_them(before: Bundle) -> No
         (["quantize", "BUNDLE", "--out", "OUT", "--events", "EVENTS", "--user-column", "who"], 4, "--user-column"),
         (["quantize", "BUNDLE", "--out", "OUT", "--events", "EVENTS", "--max-loss", "2"], 2, "--max-loss"),
         (["quantize", "BUNDLE", "--out", "OUT", "--events", "STRANGE"], 4, "knows no item"),
+        (
+            ["quantize", "BUNDLE", "--out", "OUT", "--events", "EVENTS", "--items-int8", "--items-float16"],
+            2,
+            "choose one",
+        ),
         (
             ["quantize", "BUNDLE", "--out", "OUT", "--events", "EVENTS", "--no-weights-int8"],
             2,

@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 
 from exporter import topk
 from exporter.histories import Feeds
-from exporter.int8 import items_to_int8
+from exporter.low_precision import items_to_float16, items_to_int8
 from exporter.models import attention, ncf
-from stream_worker.int8 import quantize_rows
+from stream_worker.low_precision import low_precision_rows
+from stream_worker.manifest import padded_rows
 from tests.exporter.conftest import K, new_model
 from tests.exporter.test_contract import feeds_of
-from tests.exporter.test_int8 import session_of
+from tests.exporter.test_low_precision import session_of
 
 DIM, BLOCK = 8, 64
 USERS, ITEMS, EXCLUDED = (1, topk.FEW, 9), (BLOCK, 3 * BLOCK, 3 * BLOCK + 5), (0, 1, 40)
 
 
-@pytest.fixture(params=["plain", "blocks", "int8"])
+@pytest.fixture(params=["plain", "blocks", "int8", "float16"])
 def find(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Feeds], Feeds]:
     """Each way."""
     monkeypatch.setattr(topk, "BLOCK", BLOCK)
@@ -35,16 +36,28 @@ def find(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
     topk.define(model, 100)
     if request.param == "int8":
         assert items_to_int8(model, BLOCK)
+    if request.param == "float16":
+        assert items_to_float16(model)
     onnx.checker.check_model(model)
     session = session_of(model, tmp_path)
 
     def run(feeds: Feeds) -> Feeds:
-        if request.param == "int8":
-            steps_ND, scale_N = quantize_rows(feeds["item_vectors"])
-            feeds = feeds | {"item_steps": steps_ND, "item_scales": scale_N}
+        if request.param == "float16":
+            feeds = feeds | in_whole_chunks(feeds["item_vectors"], feeds["item_bias"])
+        names = {value.name for value in session.get_inputs()}
+        feeds = feeds | low_precision_rows(feeds["item_vectors"], names)
         return dict(zip(("scores", "items"), session.run(["scores", "items"], feeds), strict=True))
 
     return run
+
+
+def in_whole_chunks(vectors_ND: NDArray[np.float32], bias_N: NDArray[np.float32]) -> Feeds:
+    """Items as a worker holds them."""
+    added = padded_rows(len(bias_N), K, topk.CHUNK) - len(bias_N)
+    return {
+        "item_vectors": np.pad(vectors_ND, ((0, added), (0, 0))),
+        "item_bias": np.pad(bias_N, (0, added), constant_values=-np.inf),
+    }
 
 
 def random_feeds(rng: np.random.Generator, users: int, items: int, excluded: int) -> Feeds:

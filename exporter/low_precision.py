@@ -1,4 +1,4 @@
-"""Surgery on a bundle's graph: weights in 8 bits with a scale a channel, and candidates from items in 8 bits.
+"""Surgery on a bundle's graph: weights in 8 bits with a scale a channel, candidates from items in 8 or 16 bits.
 
 Activations stay float32, but for the user's row where candidates are found (exporter/topk.py).
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from exporter.topk import define_int8
-from stream_worker.int8 import ITEM_SCALES, ITEM_STEPS
+from exporter.topk import define_float16, define_int8
+from stream_worker.low_precision import ITEM_HALVES, ITEM_SCALES, ITEM_STEPS
 
 WEIGHT_STEPS = 127
 TINY = 1e-12  # a channel of zeros has a scale, too
@@ -69,14 +69,35 @@ def items_to_int8(model: onnx.ModelProto, block: int) -> bool:
     Returns:
         Whether its lists come of a product of users and items, so that it can.
     """
-    (vectors,) = [value for value in model.graph.input if value.name == "item_vectors"] or [None]
-    if vectors is None or not define_int8(model, block, ITEM_STEPS, ITEM_SCALES):
+    axes = _item_axes(model)
+    if axes is None or not define_int8(model, block, ITEM_STEPS, ITEM_SCALES):
         return False
-    axis_N, axis_D = vectors.type.tensor_type.shape.dim
-    steps_ND = helper.make_tensor_value_info(ITEM_STEPS, TensorProto.UINT8, [axis_N.dim_param, axis_D.dim_value])
-    scale_N = helper.make_tensor_value_info(ITEM_SCALES, TensorProto.FLOAT, [axis_N.dim_param])
+    steps_ND = helper.make_tensor_value_info(ITEM_STEPS, TensorProto.UINT8, axes)
+    scale_N = helper.make_tensor_value_info(ITEM_SCALES, TensorProto.FLOAT, axes[:1])
     model.graph.input.extend([steps_ND, scale_N])
     return True
+
+
+def items_to_float16(model: onnx.ModelProto) -> bool:
+    """Let the graph find candidates by `item_halves` float16 [N, D], where N is a multiple of `topk.CHUNK`.
+
+    Returns:
+        Whether its lists come of a product of users and items, so that it can.
+    """
+    axes = _item_axes(model)
+    if axes is None or not define_float16(model, ITEM_HALVES):
+        return False
+    model.graph.input.append(helper.make_tensor_value_info(ITEM_HALVES, TensorProto.FLOAT16, axes))
+    return True
+
+
+def _item_axes(model: onnx.ModelProto) -> list[str | int] | None:
+    """N and D of the item vectors, if it takes any."""
+    for value in model.graph.input:
+        if value.name == "item_vectors":
+            axis_N, axis_D = value.type.tensor_type.shape.dim
+            return [axis_N.dim_param, axis_D.dim_value]
+    return None
 
 
 def _gather_constants(graph: onnx.GraphProto) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from exporter.int8 import weights_to_int8
+from exporter.low_precision import weights_to_int8
 from stream_worker.inference import create_session
 
 
