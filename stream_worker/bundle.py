@@ -152,7 +152,7 @@ class Bundle:
         self.feeds = self._inference.feeds
         # What batches are padded to. On the CPU any shape is as good as another one.
         self.buckets = self.manifest.buckets if self._inference.is_bound else None
-        self.largest_batch = min(DEFAULT_BATCH, self.manifest.buckets.batch[-1])  # users of one inference
+        self.limit_batches(DEFAULT_BATCH)
         self._item_encoder: tuple[Featuriser, Any] | None = None
         self.default_list = np.empty(0, np.int32)  # rows of the list for everybody; known after warm_up
 
@@ -204,6 +204,10 @@ class Bundle:
             The outputs by name: `items` int64 [B, K], `scores` float32 [B, K], and what else the graph gives.
         """
         return self._inference.run(feeds)
+
+    def limit_batches(self, users: int) -> None:
+        """Put so many users into one inference at most."""
+        self.largest_batch = min(users, self.manifest.buckets.batch[-1])
 
     def measure_batches(self) -> dict[int, float]:
         """Find out how many users one inference should take; sets `largest_batch`.

@@ -50,6 +50,8 @@ def replay(argv: Sequence[str]) -> None:
     from stream_worker.transports.files import FileTransport
 
     bundle = _bundle(settings)
+    if settings.batch_users is not None:
+        bundle.limit_batches(settings.batch_users)
     bundle.warm_up()
     metrics = Metrics()
     transport = FileTransport(settings.events, settings.out, settings.max_poll_records)

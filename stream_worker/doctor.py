@@ -14,6 +14,7 @@ from stream_worker.settings import Settings
 from stream_worker.state import bytes_of_user
 from stream_worker.topics import refuse_old_client
 from stream_worker.transports.kafka_doctor import examine_kafka
+from stream_worker.vectors import VectorCache
 
 LIBRARIES = ("kafka-python", "confluent-kafka", "onnxruntime-gpu", "onnxruntime", "numpy")
 PROCESS_BYTES = 400 * 2**20  # of a worker without users: interpreter, libraries, session
@@ -113,6 +114,9 @@ def _memory(settings: Settings, bundle: Bundle | None, partitions: int) -> Findi
     user = bytes_of_user(settings.history_length, settings.excluded_length, settings.list_length or bundle.manifest.K)
     full = user * settings.max_users_per_partition
     own = PROCESS_BYTES + sum(tensor.nbytes for tensor in bundle.items.tensors.values())
+    if kept := bundle.manifest.kept:
+        cache = VectorCache(kept, settings.vector_cache_users, settings.vector_cache_precision)
+        own += cache.slot_bytes * cache.most
     limit = memory_limit()
     room = max(0, limit - own) // full
     text = (

@@ -151,7 +151,7 @@ class Settings(StateSettings):
 
     bundle: Path = Field(description="A bundle, or a directory of bundles with a current.json.")
     client: Literal["kafka-python", "librdkafka"] = Field(
-        "kafka-python", description="Kafka client library; librdkafka is faster, and comes with the extra of its name."
+        "kafka-python", description="Kafka client library; librdkafka costs less, and comes with the extra of its name."
     )
     group_instance_id: str | None = Field(
         None, description="Static membership: a name that survives a restart, such as the pod's."
@@ -171,7 +171,10 @@ class Settings(StateSettings):
         1, ge=1, le=64, description="Threads of one inference on the CPU; more workers beat more threads."
     )
     batch_users: int | None = Field(
-        None, ge=1, le=256, description="Most users of one inference. Default: as the worker measures when it starts."
+        None,
+        ge=1,
+        le=256,
+        description="Most users of one inference. Default: as a worker measures when it starts; 32 in replay.",
     )
     cuda_graphs: bool = Field(
         False, description="On CUDA: record the kernels of each shape of a batch once, and replay them (not yet run)."

@@ -72,7 +72,7 @@ class Worker:
             us_of = {batch: round(us) for batch, us in bundle.measure_batches().items()}
             log.info("batches measured", users=bundle.largest_batch, us_per_user=us_of)
         else:
-            bundle.largest_batch = min(most, manifest.buckets.batch[-1])
+            bundle.limit_batches(most)
         seconds = bundle.warm_up()
         self._metrics.model_info.labels(
             model=manifest.model, variant=self._settings.variant, device=self._bundle.device

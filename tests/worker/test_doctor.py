@@ -130,6 +130,12 @@ def test_settings_that_a_worker_refuses_are_refused(stage: Stage) -> None:
     assert Visit(*flags(stage), STREAM_WORKER_TYPO="1").code == 2
 
 
+def test_memory_counts_what_the_model_keeps_of_users(stage: Stage, models: Mapping[str, Path]) -> None:
+    bundle = models["streaming-transformer"]
+    assert Visit(*flags(stage, bundle)).state_of("memory") == "fine"
+    assert Visit(*flags(stage, bundle), "--vector-cache-users", str(10**8)).state_of("memory") == "unwise"
+
+
 def test_the_clock_is_judged_by_an_event_of_the_future() -> None:
     now = 1_800_000_000_000
     assert [judge_clock(now + ahead, now).state for ahead in (-3_600_000, -50, 400, 2000, 4000)] == [

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from stream_worker.batch import Feeds
+from stream_worker.bundle import Bundle
 from stream_worker.cli import main
 from tests.worker.world import START_MS
 
@@ -55,6 +57,23 @@ def test_settings_are_held_to_the_bundle(
     assert "looks at 10 events, but --history-length keeps 9" in capsys.readouterr().err
     assert replay(models["sasrec"], events, tmp_path / "out", "--list-length", "6") == 2
     assert "--list-length 6: the bundle's lists have 5 items at most" in capsys.readouterr().err
+
+
+def test_no_inference_is_of_more_users_than_asked_for(
+    models: dict[str, Path], events: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    infer = Bundle.infer
+
+    def note(bundle: Bundle, feeds: Feeds) -> Feeds:
+        sizes.append(len(feeds["history_items"]))
+        return infer(bundle, feeds)
+
+    monkeypatch.setattr(Bundle, "infer", note)
+    assert replay(models["sasrec"], events, tmp_path / "many.jsonl") == 0
+    assert sizes[-1] == 2
+    assert replay(models["sasrec"], events, tmp_path / "one.jsonl", "--batch-users", "1") == 0
+    assert sizes[-2:] == [1, 1]
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
