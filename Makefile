@@ -26,10 +26,10 @@ docs: install ## the site of docs/, to read at site/index.html
 	@scripts/site site
 	@echo "site/index.html"
 
-bench: install ## every bar: beside an echo, peers, FAISS, a bare consumer; workers, users, idle; about an hour and a half
+bench: install ## the bars: beside an echo, peers, FAISS, a bare consumer; workers, users, idle; about an hour and a half
 	@exec .venv/bin/python -m benchmarks.run bars
 
-quality: install ## HR@10 and NDCG@10 of every model on MovieLens and groceries beside the baselines; about an hour and a half
+quality: install ## HR@10 and NDCG@10 of every model on MovieLens and groceries beside the baselines; about two hours and a half
 	@exec .venv/bin/python -m benchmarks.quality
 
 soak: install ## memory of a worker whose users churn, and of a state that meets 100 million users; about 20 minutes

@@ -1,4 +1,4 @@
-"""All bars in one run: every benchmark that has one, one after the other, and their ratios together."""
+"""The bars in one run: every benchmark that has one but checkpoints, catch-up and soak, and their ratios together."""
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The floor of the client: poll, then produce one record of a list's size per record. Nothing else.
+"""What the client costs as it comes: poll, then produce one record of a list's size per record. Nothing else.
 
 The same client settings and the same duties as the worker's transports: a consumer group, an idempotent producer,
 every outcome looked at, a commit a second. `python -m benchmarks.echo` is started by the benchmarks.

@@ -1,4 +1,4 @@
-"""The floor of a restore or a catch-up: read a partition to its end with the worker's client settings, no more.
+"""What reading costs with the client as it comes: a partition to its end, with the worker's client settings, no more.
 
 `python -m benchmarks.reader` is started by the benchmarks; it prints how many records in which time, as JSON.
 """

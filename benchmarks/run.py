@@ -98,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--users",
         type=int,
-        help="restore (1,000,000), users (5,000,000), catch-up (20,000), peers (200,000 or 20,000)",
+        help="restore (1,000,000), users (5,000,000), catch-up (20,000), peers and host (200,000 or 20,000)",
     )
-    parser.add_argument("--events", type=int, help="peers: of a backlog (uniform 20,000, zipf 30,000)")
+    parser.add_argument("--events", type=int, help="peers: of a backlog (uniform 20,000, zipf 30,000); host (20,000)")
     parser.add_argument("--rates", metavar="N,N", help="echo: events/s, by comma (500,1000)")
     parser.add_argument("--loads", metavar="NAMES", help="peers: which, by comma (uniform,zipf,streaming)")
     parser.add_argument("--only", metavar="NAMES", help="peers: which contenders beside our worker, by comma (all)")

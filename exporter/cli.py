@@ -26,7 +26,7 @@ commands:
   verify   check a bundle: its hashes, its graph, and the lists of its example
   evaluate judge the lists of a bundle, made by the worker's own code
   compare  judge two bundles on the same events
-  quantize write a bundle anew with 8-bit weights and items, and say what that changes
+  quantize write a bundle anew in 8 bits, or with 16-bit items, and say what that changes
   embed    add the vectors of a text encoder to an items file
 
 `exporter COMMAND --help` lists the flags."""

@@ -14,10 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from exporter.topk import define_float16, define_int8
-from stream_worker.low_precision import ITEM_HALVES, ITEM_SCALES, ITEM_STEPS
+from stream_worker.low_precision import ITEM_HALVES, ITEM_SCALES, ITEM_STEPS, TINY
 
 WEIGHT_STEPS = 127
-TINY = 1e-12  # a channel of zeros has a scale, too
 
 MOVES = frozenset({"Concat", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 

@@ -69,6 +69,7 @@ def run(settings: QuantizeSettings, clock: Callable[[], datetime], console: Cons
     Raises:
         BundleError: there is nothing to quantise, the graph is not understood, or its lists lose too much.
         DataError: no event is left to rank.
+        SettingsError: flags that contradict one another, or an --out that cannot be written.
     """
     if settings.items_int8 and settings.items_float16:
         raise SettingsError("--items-int8 and --items-float16: choose one, 8 bits for a CPU or 16 for a GPU.")

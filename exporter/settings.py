@@ -192,7 +192,7 @@ class VerifySettings(BaseSettings):
 
 
 class QuantizeSettings(DataSettings):
-    """Write a bundle anew with 8-bit weights or items, unless its lists get worse."""
+    """Write a bundle anew with 8-bit weights, or candidates from items in 8 or 16 bits, unless its lists get worse."""
 
     bundle: CliPositionalArg[Path] = Field(description="A bundle, or a directory of bundles with a current.json.")
     out: Path = Field(description="Directory of bundles; the new one becomes its current one.")

@@ -29,6 +29,8 @@ c items of a chunk, R chunks scored anew, E = R c items scored anew.
 import onnx
 from onnx import TensorProto, helper
 
+from stream_worker.low_precision import TINY, ZERO_POINT
+
 DOMAIN, OPERATOR = "stream_worker", "Top"
 DENSE_ITEMS = 50_000  # above, a graph goes by the entries it has, and never pass over pass of the catalogue
 BLOCK = 4096
@@ -36,7 +38,6 @@ CHUNK = 16
 FEW = 4
 RECALL = 2
 USER_STEPS = 64
-TINY = 1e-12  # a row of zeros has a scale, too
 
 SIGNATURE = "user_BD, vectors_ND, bias_N, excluded_BX"
 QUANTISED, HALVES = "steps_ND, scale_N", "halves_ND"
@@ -130,7 +131,7 @@ INT8: dict[str, str] = {
   int8_BD = Cast<to = 3>(rounded_BD)
   user_DB = Transpose<perm = [1, 0]>(int8_BD)
   per_unit_1B = Transpose<perm = [1, 0]>(per_unit_B1)
-  zero_point = Constant<value = uint8 {{128}}>()
+  zero_point = Constant<value = uint8 {{{zero_point}}}>()
   block_shape = Constant<value_ints = [-1, {block}]>()
   dim = Shape<start = 1, end = 2>(vectors_ND)
   shape_SnD = Concat<axis = 0>(block_shape, dim)
@@ -321,7 +322,8 @@ def _plain() -> str:
 
 
 def _either(product: dict[str, str], block: int, recall: int, few: int) -> str:
-    sizes = {"block": block, "chunk": CHUNK, "chunks": block // CHUNK, "user_steps": f"{USER_STEPS}.0", "tiny": TINY}
+    sizes: dict[str, object] = {"block": block, "chunk": CHUNK, "chunks": block // CHUNK}
+    sizes |= {"user_steps": f"{USER_STEPS}.0", "tiny": TINY, "zero_point": ZERO_POINT}
     filled = {name: part.format(**sizes) for name, part in product.items()}
     maxima = MAXIMA.format(**sizes, **filled)
     anew = ANEW.format(**sizes, recall=recall, scores="block_scores_BK", rows="block_rows_BK")

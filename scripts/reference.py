@@ -9,7 +9,6 @@ from pathlib import Path
 from pydantic_settings import BaseSettings
 
 from exporter.settings import (
-    CompareSettings,
     DataSettings,
     EmbedSettings,
     EvaluateSettings,
@@ -55,9 +54,8 @@ def settings_table() -> str:
         ("`stream-worker seed`", SeedSettings, set(StateSettings.model_fields)),
         ("`exporter train`, `evaluate`, `compare` and `quantize`: the data", DataSettings, set()),
         ("`exporter train`: the rest", TrainSettings, set(DataSettings.model_fields)),
-        ("`exporter evaluate` and `compare`: the rest", LiveSettings, set(DataSettings.model_fields)),
+        ("`exporter evaluate` and `compare A B`: the rest", LiveSettings, set(DataSettings.model_fields)),
         ("`exporter evaluate`", EvaluateSettings, set(LiveSettings.model_fields)),
-        ("`exporter compare A B`", CompareSettings, {*LiveSettings.model_fields, "a", "b"}),
         ("`exporter quantize BUNDLE`", QuantizeSettings, {*DataSettings.model_fields, "bundle"}),
         ("`exporter embed`", EmbedSettings, set[str]()),
     ]

@@ -13,7 +13,7 @@ ITEM_STEPS, ITEM_SCALES = "item_steps", "item_scales"
 ITEM_HALVES = "item_halves"
 ZERO_POINT = 128  # of the steps: the value of a row that holds no item
 MOST = 127
-TINY = 1e-12  # a row of zeros has a scale, too
+TINY = 1e-12  # where all is zero there is a scale, too
 
 
 def low_precision_rows(vectors_ND: NDArray[np.float32], wanted: Container[str]) -> dict[str, NDArray[Any]]:

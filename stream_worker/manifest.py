@@ -29,7 +29,7 @@ ITEM_ENCODER = "item_encoder.onnx"  # of a model that knows items by their conte
 CONTENT = "content.npz"
 CONTENTS = (MODEL, ITEMS, ITEM_ROWS, EXAMPLE)
 
-# The inputs that the worker knows how to feed (design: the graph contract), with their dtypes and axes.
+# The inputs that the worker knows how to feed (docs/formats.md, The graph), with their dtypes and axes.
 FEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "history_items": ("int32", ("B", "L")),
     "history_actions": ("uint8", ("B", "L")),

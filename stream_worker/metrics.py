@@ -54,7 +54,12 @@ class Metrics:
         self.event_to_list = BulkHistogram(
             f"{PREFIX}_event_to_list_seconds", text, LATENCY_BUCKETS, "catching_up", ("false", "true"), self.registry
         )
-        self.stage = histogram("stage_seconds", "Time of one stage of one step.", STAGE_BUCKETS, "stage")
+        self.stage = histogram(
+            "stage_seconds",
+            "Time of one stage of one step; of batch, infer and encode: of each inference.",
+            STAGE_BUCKETS,
+            "stage",
+        )
         self.events = counter("events", "Events folded.", "action")
         self.lists = counter("lists", "Lists acknowledged.", "model", "variant")
         self.unknown = counter("unknown", "Events whose item or action the model does not know.", "kind")
@@ -68,7 +73,7 @@ class Metrics:
         self.lag_records = gauge("lag_records", "Records not yet polled.", "partition")
         self.lag_seconds = gauge("lag_seconds", "Age of the last record polled, 0 without lag.", "partition")
         self.users = gauge("users", "Users held.", "partition")
-        self.state_bytes = gauge("state_bytes", "Bytes of the state slabs.")
+        self.state_bytes = gauge("state_bytes", "Bytes of the state slabs, and of what the model keeps of users.")
         self.pending_users = gauge("pending_users", "Users with events that no list covers yet.")
         self.publish_failures = counter("publish_failures", "Records not acknowledged in time and made anew.", "topic")
         self.checkpoint_seconds = histogram(

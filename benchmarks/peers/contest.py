@@ -230,7 +230,9 @@ def table(result: Mapping[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"{result['lists_that_agreed']:,} lists of the others compared with the worker's: all the same",
+        f"{result['lists_that_agreed']:,} lists of the others compared with the worker's: all the same"
+        if result["lists_that_agreed"]
+        else "lists are not compared: another model",
         "ratios: median (least to most) of the pairs of one repeat",
         *figures.verdicts(result["bars"]),
     ]
