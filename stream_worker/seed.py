@@ -154,6 +154,7 @@ def _fold(
 
     def fold(events: Events) -> Events:
         _, outcomes_E = state.fold(events, actions.excluding)
+        assert not (outcomes_E == Fold.REPLAYED).any(), "every row has an offset of its own"
         repeats = int((outcomes_E == Fold.DUPLICATE).sum())
         outcomes.update({"repeats": repeats, "events": len(events) - repeats, "users evicted": len(state.evicted)})
         state.evicted.clear()

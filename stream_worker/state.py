@@ -257,7 +257,7 @@ class Partition:
     def _has_room(self, users: Sequence[str]) -> bool:
         """Whether nobody must go for them."""
         most = len(self._rows) + len(users)
-        return most <= self.max_users or len(self._rows.keys() | users) <= self.max_users
+        return most <= self.max_users or len(self._rows) + len(set(users).difference(self._rows)) <= self.max_users
 
     def forget(self, user: str) -> None:
         """Erase a user, here and on the changelog."""
@@ -392,8 +392,8 @@ class Partition:
     def _add(self, user: str) -> int:
         row = self._claim(user)
         self.length[row] = self.events[row] = self.unseen[row] = 0
-        for slab in (self.applied_offset, self.listed_offset):
-            slab[row] = NO_OFFSET
+        self.applied_offset[row] = -NOBODY  # below every event: those that are seeded have offsets below 0
+        self.listed_offset[row] = NO_OFFSET
         self.listed_items[row] = -1
         return row
 

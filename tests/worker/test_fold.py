@@ -36,9 +36,9 @@ def fold_all(log: list[dict[str, Any]], history_length: int, excluded_length: in
     return state, actions
 
 
-def by_column(log: list[dict[str, Any]], actions: Actions) -> Events:
+def by_column(log: list[dict[str, Any]], actions: Actions, first: int) -> Events:
     events = Events()
-    for offset, one in enumerate(log):
+    for offset, one in enumerate(log, first):
         code = actions.code(one["action"])
         events.add(one["user"], item_hash(one["item"]), one["time"] // 1000, code, offset, START_MS + offset)
     return events
@@ -51,21 +51,24 @@ def by_column(log: list[dict[str, Any]], actions: Actions) -> Events:
     st.integers(0, 3),
     st.sampled_from([1, 2, 1000]),
     st.booleans(),
+    st.sampled_from([0, -50, -1000]),
 )
 def test_many_events_at_once_are_folded_as_one_by_one(
-    log: list[dict[str, Any]], history_length: int, excluded_length: int, max_users: int, in_order: bool
+    log: list[dict[str, Any]], history_length: int, excluded_length: int, max_users: int, in_order: bool, first: int
 ) -> None:
     if in_order:  # so that most are appended
         log = [{**event, "time": START_MS + 400 * place} for place, event in enumerate(log)]
     actions = Actions(EXCLUDING)
     every, single = (Partition(0, history_length, excluded_length, 5, max_users) for _ in range(2))
-    events = by_column(log, actions)
+    events = by_column(log, actions, first)  # those of a seed have offsets below 0
     for replayed in (False, True):
         outcomes: list[int] = []
         for e in range(len(events)):
             one = Event(events.users[e], "", "", events.times[e] * 1000)
             action = events.actions[e]
-            outcomes += fold_one(single, one, events.items[e], action, actions.excluding[action], e, START_MS + e)[1:]
+            offset, stamp = events.offsets[e], events.timestamps[e]
+            excluding = actions.excluding[action]
+            outcomes += fold_one(single, one, events.items[e], action, excluding, offset, stamp)[1:]
         rows_E, outcomes_E = every.fold(events, actions.excluding)
         assert outcomes_E.tolist() == outcomes
         assert exact(every, actions) == exact(single, actions)

@@ -94,11 +94,12 @@ def some_rows(seed: int, count: int, users: int = 40) -> pl.DataFrame:
     return pl.concat([frame, frame.sample(count // 10, seed=seed % 2**32)])
 
 
+@pytest.mark.parametrize("window_rows", [50, 5000])  # folded one by one, and by column
 def test_seeded_users_are_as_if_their_events_had_come_through_kafka_in_time_order(
-    make: Make, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, window_rows: int
 ) -> None:
     monkeypatch.setattr(warehouse, "CHUNK_ROWS", 300)
-    monkeypatch.setattr(warehouse, "WINDOW_ROWS", 50)
+    monkeypatch.setattr(warehouse, "WINDOW_ROWS", window_rows)
     rows, stage = some_rows(seed, 2000), make(3)
     for part, path in enumerate(("b.parquet", "a/c.parquet")):
         (tmp_path / path).parent.mkdir(exist_ok=True)
