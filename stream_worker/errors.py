@@ -53,8 +53,12 @@ class TransportError(StreamWorkerError):
 
 
 class RejectedEventError(StreamWorkerError):
-    """One event is not well formed. `reason` is the metric's label, the message says what and how to mend it."""
+    """One event is not well formed. `reason` is the metric's label, the message says what and how to mend it.
 
-    def __init__(self, reason: str, message: str) -> None:
+    `detail` may hold parts of the event: it belongs on the rejected topic, and in no log.
+    """
+
+    def __init__(self, reason: str, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.detail = detail

@@ -110,8 +110,8 @@ class EventDecoder:
         action = "view" if action is None else _identifier(action, self._paths[2], MAX_ACTION_BYTES)
         if keyed and key != user.encode():
             raise RejectedEventError("key_not_user", "the record's key is not the user: produce with key = user")
-        if action == FORGET and item is None:
-            item = ""
+        if action == FORGET:  # whatever else the event says
+            item, time = "", None if timestamp != NO_TIMESTAMP else time
         else:
             item = _identifier(item, self._paths[1])
         return Event(user, item, action, self._time(time, timestamp))
@@ -140,14 +140,22 @@ class EventDecoder:
             return self._hook(value)
         except Exception as error:  # the team's own code: whatever it raises concerns this event alone
             raise RejectedEventError(
-                "not_decodable", f"the decoder refused it: {type(error).__name__}: {error}"
+                "not_decodable", f"the decoder refused it: {type(error).__name__}", str(error)
             ) from error
 
     def _time(self, time: float | str | None, timestamp: int) -> int:
         path = self._paths[3]
+        if timestamp >= LATEST_MS:
+            raise RejectedEventError(
+                "time_in_future", f"the record's Kafka timestamp is {timestamp} ms, after 2106: is it microseconds?"
+            )
         if time is None:
             if timestamp == NO_TIMESTAMP:
                 raise RejectedEventError("missing_field", f"{path} is absent, and so is the record's timestamp")
+            if timestamp < EARLIEST_MS:
+                raise RejectedEventError(
+                    "time_too_old", f"{path} is absent, and the record's Kafka timestamp, {timestamp} ms, before 1990"
+                )
             return timestamp
         try:
             time_ms = _rfc3339_ms(time) if isinstance(time, str) else int(time)

@@ -84,9 +84,21 @@ class Outbox:
 
     def resend(self) -> None:
         """Publish again what failed and is no list."""
-        if self._resend and self.room:
-            again, self._resend = self._resend, []
-            self.send([sent for sent in again if not _is_late_tombstone(sent)])
+        if not (self._resend and self.room):
+            return
+        again, self._resend = self._resend, []
+        now = []
+        for sent in again:
+            row = sent.state.row(sent.user) if sent.topic is Topic.RECOMMENDATIONS else None
+            if row is None:
+                now.append(sent)
+            elif sent.state.listed_offset[row] > sent.offset:
+                pass  # the user has come back, and a list has replaced what was to be erased
+            elif any(one.mark and one.state is sent.state and one.user == sent.user for one in self._outstanding):
+                self._resend.append(sent)  # that list may, or else comes again behind the tombstone
+            else:
+                now.append(sent)
+        self.send(now)
 
     def settle(self) -> list[Sent]:
         """Look at what was delivered. Returns the lists that failed and that no newer list has replaced."""
@@ -132,11 +144,6 @@ class Outbox:
     def __len__(self) -> int:
         """How much is not acknowledged."""
         return len(self._outstanding) + len(self._resend) + len(self._unsent)
-
-
-def _is_late_tombstone(sent: Sent) -> bool:
-    """A tombstone of a user who has come back would erase the newer list, which replaces the older one anyway."""
-    return sent.topic is Topic.RECOMMENDATIONS and sent.state.row(sent.user) is not None
 
 
 def _replaced(sent: Sent) -> bool:

@@ -22,7 +22,7 @@ from stream_worker.fold import Fold
 from stream_worker.judge import Judge
 from stream_worker.lists import Due, ListMaker
 from stream_worker.marked import Marked
-from stream_worker.messages import FORGET, NO_TIMESTAMP, Event, EventDecoder, item_hash
+from stream_worker.messages import EARLIEST_MS, FORGET, LATEST_MS, NO_TIMESTAMP, Event, EventDecoder, item_hash
 from stream_worker.metrics import Metrics, Stopwatch
 from stream_worker.outbox import Outbox, Sent
 from stream_worker.ownership import Lease, Owned, Ownership
@@ -190,13 +190,17 @@ class Pipeline:
     # -- fold ----------------------------------------------------------------------------------------------------
 
     def _fold(self, polled: Polled, decoded: Mapping[int, Decoded]) -> None:
+        behind = []
         for number, records in polled.records.items():
             owned = self.owned[number]
             self._fold_partition(owned, decoded[number])
             owned.next_offset = records[-1].offset + 1
-            owned.timestamp = records[-1].timestamp
+            stamp = records[-1].timestamp
+            owned.timestamp = stamp if EARLIEST_MS <= stamp < LATEST_MS else owned.state.newest
             if owned.catching_up or self._is_stale(owned.timestamp):
-                self._note_lag(owned)
+                behind.append(owned)
+        if behind:
+            self._note_lag(behind)
 
     def _fold_partition(self, owned: Owned, decoded: Decoded) -> None:
         """Fold events, stretch by stretch: between two lie the few that expire others or erase their user."""
@@ -338,20 +342,22 @@ class Pipeline:
     def _is_stale(self, timestamp: int) -> bool:
         return self._now_ms() - timestamp > self._settings.stale_after_s * 1000
 
-    def _note_lag(self, owned: Owned) -> int:
-        """See whether a partition is catching up; returns how many of its records wait."""
-        waiting = self._transport.lag().get(owned.state.number, 0)
-        owned.catching_up = waiting > CATCHING_UP_RECORDS and self._is_stale(owned.timestamp)
+    def _note_lag(self, some: Sequence[Owned]) -> dict[int, int]:
+        """See whether these partitions are catching up; returns how many records of each wait."""
+        lag = self._transport.lag()
+        waiting = {one.state.number: lag.get(one.state.number, 0) for one in some}
+        for one in some:
+            one.catching_up = waiting[one.state.number] > CATCHING_UP_RECORDS and self._is_stale(one.timestamp)
         return waiting
 
     def _observe(self) -> None:
         metrics, now_ms = self._metrics, self._now_ms()
-        for number, owned in self.owned.items():
-            if owned.restoring:
-                continue
-            waiting = self._note_lag(owned)
-            age_s = max(0, now_ms - owned.timestamp) / 1000 if waiting and owned.timestamp else 0.0
-            metrics.lag_records.labels(partition=number).set(waiting)
+        served = [one for one in self.owned.values() if not one.restoring]
+        waiting = self._note_lag(served)
+        for owned in served:
+            number = owned.state.number
+            age_s = max(0, now_ms - owned.timestamp) / 1000 if waiting[number] and owned.timestamp else 0.0
+            metrics.lag_records.labels(partition=number).set(waiting[number])
             metrics.lag_seconds.labels(partition=number).set(age_s)
             metrics.users.labels(partition=number).set(len(owned.state))
         kept_bytes = 0 if self._vectors is None else self._vectors.nbytes

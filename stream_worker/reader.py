@@ -236,7 +236,8 @@ class Recommendations:
         consumer = self._open_consumer
         try:
             ends = consumer.end_offsets(list(consumer.assignment()), timeout_ms=int(timeout_s * 1000))
-            while any(consumer.position(partition, timeout_ms=1000) < end for partition, end in ends.items()):
+            # None if the client does not know it in time.
+            while any((consumer.position(partition, timeout_ms=1000) or 0) < end for partition, end in ends.items()):
                 if time.monotonic() > deadline:
                     raise TransportError(
                         f"topic {self._topic!r}: not read to its end in {timeout_s:g} s ({len(self):,} users so far)"

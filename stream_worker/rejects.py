@@ -7,26 +7,33 @@ from stream_worker.outbox import Sent
 from stream_worker.state import Partition
 from stream_worker.transports.base import Record, Topic
 
-MAX_REJECTED_BYTES = 900_000  # of a value on the rejected topic: with its headers below the broker's 1 MB
+MAX_REJECTED_BYTES = 900_000  # of key and value on the rejected topic: with the headers below every broker's 1 MB
+MAX_KEY_BYTES = 100_000  # of them
+MAX_MESSAGE_CHARACTERS = 500
 WINDOW_EVENTS, LEAST_EVENTS = 10_000, 1_000
 
 
 def rejected(topic: str, state: Partition, record: Record, error: RejectedEventError) -> Sent:
     """The record for the rejected topic: bytes as received, and why in the names of Kafka Connect."""
-    value = record.value or b""
+    key, value = record.key, record.value or b""
+    message = f"{error}: {error.detail}" if error.detail else str(error)
     headers = {
         "topic": topic,
         "partition": str(state.number),
         "offset": str(record.offset),
         "stage": "decode",
         "exception.class.name": error.reason,
-        "exception.message": str(error),
+        "exception.message": message[:MAX_MESSAGE_CHARACTERS],
     }
-    if len(value) > MAX_REJECTED_BYTES:
+    if key is not None and len(key) > MAX_KEY_BYTES:
+        headers["truncated.key.from.bytes"] = str(len(key))
+        key = key[:MAX_KEY_BYTES]
+    room = MAX_REJECTED_BYTES - len(key or b"")
+    if len(value) > room:
         headers["truncated.from.bytes"] = str(len(value))
-        value = value[:MAX_REJECTED_BYTES]
+        value = value[:room]
     encoded = [(f"__connect.errors.{name}", text.encode(errors="replace")) for name, text in headers.items()]
-    return Sent(state, Topic.REJECTED, record.offset, record.key, value, headers=encoded)
+    return Sent(state, Topic.REJECTED, record.offset, key, value, headers=encoded)
 
 
 class Breaker:

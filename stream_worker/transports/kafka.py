@@ -74,6 +74,7 @@ class KafkaTransport(GroupTransport):
         self._consumer: KafkaConsumer | None = None
         self._mends: ConsumerMends | None = None
         self._topic_watch = TopicWatch(settings)
+        self._gained_at = -math.inf  # monotonic
 
     def _connect(self) -> None:
         s = self._settings
@@ -193,11 +194,13 @@ class KafkaTransport(GroupTransport):
             self._consumer.pause(*partitions)
             for topic_partition in partitions:
                 self._consumer.seek(topic_partition, 0)  # any position, so that the client does not ask for one
+        if gained:
+            self._gained_at = time.monotonic()  # the group answered now; who drains the note may be stopped meanwhile
         self._rebalances.append((gained, [topic_partition.partition for topic_partition in partitions]))
 
     def _drain_rebalances(self) -> list[int]:
         if any(gained for gained, _ in self._rebalances):
-            self._contact_at = time.monotonic()
+            self._contact_at = max(self._contact_at, self._gained_at)
         return super()._drain_rebalances()
 
     def _ask_membership(self) -> Membership:

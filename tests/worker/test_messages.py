@@ -100,6 +100,20 @@ def test_forget_needs_no_item() -> None:
     assert decoded({"user": "u17", "action": "forget"}) == Event("u17", "", "forget", NOW)
 
 
+def test_whatever_else_a_forget_says_it_is_one() -> None:
+    for more in ({"item": ""}, {"item": "i" * 300}, {"time": NOW // 1000}, {"time": "yesterday"}):
+        assert decoded({"user": "u17", "action": "forget"} | more) == Event("u17", "", "forget", NOW)
+
+
+def test_a_kafka_timestamp_that_is_none_is_no_time_of_an_event() -> None:
+    value = {"user": "u17", "item": "i"}
+    assert reason(value, timestamp=NOW * 1000) == "time_in_future"
+    assert reason(value | {"time": NOW}, timestamp=NOW * 1000) == "time_in_future"  # nor may the state count by it
+    assert reason(value, timestamp=0) == "time_too_old"
+    assert reason(value, timestamp=-5) == "time_too_old"
+    assert decoded(value | {"time": NOW}, timestamp=NOW).time_ms == NOW
+
+
 def test_without_a_kafka_timestamp_the_event_needs_its_own() -> None:
     value = {"user": "u17", "item": "i"}
     assert reason(value, timestamp=NO_TIMESTAMP) == "missing_field"
@@ -135,6 +149,8 @@ def test_a_hook_decodes_another_format_and_its_errors_reject_one_event() -> None
     with pytest.raises(RejectedEventError) as caught:
         hooked(b"u17", b"u17", NOW)
     assert caught.value.reason == "not_decodable"
+    assert str(caught.value) == "the decoder refused it: ValueError"  # what it said may hold the event
+    assert "not enough values to unpack" in caught.value.detail
     with pytest.raises(SettingsError, match=r"event_decoder .*package\.module:name"):
         EventDecoder(hook="no.such.module:function")
 

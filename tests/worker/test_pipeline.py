@@ -133,12 +133,22 @@ def test_rejected_events_keep_their_bytes_and_say_why(sasrec: Bundle) -> None:
     assert headers["__connect.errors.offset"] == "0"
     assert headers["__connect.errors.exception.message"]
     assert second.value is not None
-    assert len(second.value) == 900_000
+    assert len(b"u2" + second.value) == 900_000
     assert dict(second.headers)["__connect.errors.truncated.from.bytes"] == b"2000000"
     assert third.value == b""
     assert world.metrics.total("rejected") == 3
     assert len(world.lists()) == 1
     assert world.log.committed == {0: 4}
+
+
+def test_records_without_a_timestamp_are_as_old_as_their_events(sasrec: Bundle) -> None:
+    world = World(sasrec)
+    value = {"user": "u1", "item": "i1", "time": START_MS}
+    world.log.append(msgspec.json.encode(value), b"u1", timestamp=-1)
+    world.settle()
+    assert world.pipeline.owned[0].timestamp == START_MS
+    assert not world.pipeline.owned[0].catching_up
+    assert world.newest()["u1"].received_time == START_MS
 
 
 def test_forget_erases_the_state_and_the_list(sasrec: Bundle) -> None:
@@ -152,6 +162,24 @@ def test_forget_erases_the_state_and_the_list(sasrec: Bundle) -> None:
     world.event("u1", "i2", second=9)
     world.settle()
     assert world.lists()[-1].events == 1
+
+
+def test_a_list_from_before_a_forget_does_not_stay_when_tombstone_and_new_list_failed(sasrec: Bundle) -> None:
+    world = World(sasrec, max_users_per_partition=1)
+    world.event("u1", "i1")
+    world.settle()
+    world.transport.fail_next = 3  # the tombstone, the tombstone again, the list of the user who came back
+    world.log.append(b'{"user": "u1", "action": "forget"}', b"u1")
+    world.pipeline.step(0)
+    world.event("u1", "i2")
+    world.pipeline.step(0)
+    assert world.transport.fail_next == 0
+    world.event("u2", "i3")  # for whom u1 has to go, without a list
+    world.settle()
+    values = {record.key: record.value for record in world.log.topics[Topic.RECOMMENDATIONS]}
+    assert values[b"u1"] is None
+    assert values[b"u2"] is not None
+    assert world.log.committed == {0: 4}
 
 
 def test_a_tombstone_that_failed_does_not_erase_the_list_of_a_user_who_came_back(sasrec: Bundle) -> None:

@@ -4,12 +4,27 @@ import msgspec
 import pytest
 
 from stream_worker.bundle import Bundle
-from stream_worker.errors import DataError
-from stream_worker.rejects import LEAST_EVENTS, WINDOW_EVENTS, Breaker
+from stream_worker.errors import DataError, RejectedEventError
+from stream_worker.rejects import LEAST_EVENTS, WINDOW_EVENTS, Breaker, rejected
+from stream_worker.state import Partition
 from stream_worker.transports.base import Topic
+from stream_worker.transports.memory import MemoryRecord
 from tests.worker.world import World
 
 SHARE = 0.5
+
+
+def test_a_rejected_record_is_kept_below_every_brokers_limit() -> None:
+    record = MemoryRecord(7, 0, b"k" * 400_000, b"v" * 1_000_000)
+    error = RejectedEventError("not_decodable", "the decoder refused it: KeyError", "x" * 700_000)
+    sent = rejected("events", Partition(0, 4, 2, 5), record, error)
+    headers = {name.removeprefix("__connect.errors."): text for name, text in sent.headers}
+    assert sent.nbytes + sum(len(name) + len(text) for name, text in sent.headers) < 910_000
+    assert headers["exception.message"].startswith(b"the decoder refused it: KeyError: xxx")
+    assert headers["truncated.from.bytes"] == b"1000000"
+    assert headers["truncated.key.from.bytes"] == b"400000"
+    assert sent.key == b"k" * 100_000
+    assert sent.value == b"v" * 800_000
 
 
 def old(world: World, number: int) -> None:
