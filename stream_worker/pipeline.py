@@ -199,6 +199,9 @@ class Pipeline:
             owned.timestamp = stamp if EARLIEST_MS <= stamp < LATEST_MS else owned.state.newest
             if owned.catching_up or self._is_stale(owned.timestamp):
                 behind.append(owned)
+        for number, offset in polled.reached.items():
+            if number in self.owned:
+                self.owned[number].next_offset = max(self.owned[number].next_offset, offset)
         if behind:
             self._note_lag(behind)
 

@@ -4,7 +4,7 @@ The blocks are SASRec's (Kang & McAuley 2018). An event sees itself and the W - 
 (sliding-window attention: Beltagy, Peters & Cohan, "Longformer", 2020), by a bias of how many events lie between
 (Raffel et al., "T5", JMLR 2020), and not by its place in the history, which every event would change. So keys and
 values never change once they are computed, and B blocks know of B (W - 1) + 1 events: W is chosen such that the history
-holds as many, and what is rebuilt from it is what was kept.
+holds as many, and what is rebuilt from it is what was kept (where L known events are in it).
 
 Update rule: the new events' keys and values take the places of the oldest in rings, which the worker keeps: the graph
 gives the new ones alone. Memory per user: R places in each of 2 B rings of D floats, and a vector of the newest event's
@@ -32,6 +32,7 @@ from exporter.models.attention import (
     masked,
 )
 from exporter.models.base import Plan, Tensors, register
+from stream_worker.errors import SettingsError
 from stream_worker.manifest import RING_NEW, RING_PLACES
 
 KEYS = tuple(f"ring_keys_{number}" for number in range(BLOCKS))
@@ -63,7 +64,13 @@ class StreamingTransformer(SelfAttentive):
     head_HD: Tensor
 
     def __init__(self, plan: Plan) -> None:
-        """Initial weights from torch's current seed."""
+        """Initial weights from torch's current seed.
+
+        Raises:
+            SettingsError: the history is shorter than what its blocks see.
+        """
+        if plan.length <= BLOCKS:
+            raise SettingsError(f"--length {plan.length}: streaming-transformer looks at {BLOCKS + 1} events at least.")
         super().__init__(plan)
         self.dim = plan.dim
         self.width = self.sees = max(2, min(plan.window, (plan.length - 1) // BLOCKS + 1))  # W

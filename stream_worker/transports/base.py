@@ -58,6 +58,8 @@ class Polled:
     restored: partitions whose changelog has been delivered to its end: nothing that an owner before us wrote is
         missing, and nothing more can come.
     records: events of partitions that were sought, consecutive and in order.
+    reached: of these partitions the offset that is read next, as far as the transport knows better than by the last
+        record: markers of transactions, and what was aborted, have offsets, too.
     """
 
     revoked: Sequence[int] = ()
@@ -65,6 +67,7 @@ class Polled:
     states: Mapping[int, Sequence[Record]] = field(default_factory=dict)
     restored: Sequence[int] = ()
     records: Mapping[int, Sequence[Record]] = field(default_factory=dict)
+    reached: Mapping[int, int] = field(default_factory=dict)
 
 
 class Delivery(NamedTuple):

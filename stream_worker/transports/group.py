@@ -75,7 +75,7 @@ class GroupTransport(ABC):
         self._rebalances: deque[tuple[bool, list[int]]] = deque()  # gained or not; what and when, is the client's
         self._unresolved: list[int] = []  # assigned, ends not yet asked for
         self._ours: set[int] = set()  # assigned, ends known
-        self._next: dict[int, int] = {}  # those of them that deliver: the offset after the last record delivered
+        self._next: dict[int, int] = {}  # those of them that deliver: the offset that is delivered next
         self._resolve_after = -math.inf  # monotonic
         self._held = False
         self._membership: Membership | None = None  # as it was when the last poll began to drain rebalances
@@ -103,12 +103,15 @@ class GroupTransport(ABC):
         records = {number: batch for number, batch in batches.items() if number in self._next}  # not revoked just now
         for number, batch in records.items():
             self._next[number] = batch[-1].offset + 1
+        for number, offset in self._next.items():
+            self._next[number] = max(offset, self._position(number))
         return Polled(
             revoked,
             assigned,
             {number: batch for number, batch in states.items() if number not in gone},
             [number for number in restored if number not in gone],
             records,
+            dict(self._next),
         )
 
     def publish(
@@ -207,6 +210,10 @@ class GroupTransport(ABC):
     @abstractmethod
     def _bounds(self, numbers: Sequence[int]) -> Bounds | None:
         """Where these start and end; None if the broker does not answer."""
+
+    @abstractmethod
+    def _position(self, number: int) -> int:
+        """The offset that the client reads next, if it has given all that lies before; 0 if it does not say."""
 
     @abstractmethod
     def _end(self, number: int) -> int | None:

@@ -169,6 +169,11 @@ class KafkaTransport(GroupTransport):
         """See `Transport`."""
         return self._topic_watch.missing(self._open_consumer)
 
+    def _position(self, number: int) -> int:
+        # The public way may ask the broker.
+        state = self._open_consumer._subscription.assignment.get(self._partition(number))  # noqa: SLF001
+        return 0 if state is None or state.position is None else state.position.offset
+
     def _end(self, number: int) -> int | None:
         topic_partition = self._partition(number)
         if topic_partition not in self._open_consumer.assignment():

@@ -76,13 +76,14 @@ class LibrdkafkaTransport(GroupTransport):
         self._watch: Watch | None = None
         self._lines: dict[int, list[Record]] = {}  # of partitions that are fetched: what was, and is not delivered
         self._full: set[int] = set()
+        self._ends: dict[int, int] = {}  # where the client last met the end of what is decided
 
     def _connect(self) -> None:
         s = self._settings
         self._producer = LibrdkafkaProducer(s)
         self._watch = Watch(s)
         try:
-            self._consumer = Consumer(consumer_options(s))
+            self._consumer = Consumer(consumer_options(s) | {"enable.partition.eof": True})
             self._consumer.subscribe(
                 [s.events_topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
             )
@@ -110,6 +111,7 @@ class LibrdkafkaTransport(GroupTransport):
         consumer.incremental_unassign(fetched)
         for one in fetched:
             del self._lines[one.partition]
+            self._ends.pop(one.partition, None)
         self._full -= {one.partition for one in partitions}
         self._rebalances.append((False, [one.partition for one in partitions]))
 
@@ -174,6 +176,7 @@ class LibrdkafkaTransport(GroupTransport):
         else:
             consumer.incremental_assign([place])
         self._lines[partition] = []
+        self._ends.pop(partition, None)
         self._next[partition] = offset
         # Told in both cases: a pause of before, even of before the partition was taken from us, is not forgotten.
         (self._pause if self._held else self._resume)([partition])
@@ -236,15 +239,22 @@ class LibrdkafkaTransport(GroupTransport):
         self._resume(room)
 
     def _follow_error(self, message: Message) -> None:
-        error = message.error()
+        error, number = message.error(), message.partition()
         assert error is not None
-        if error.code() == KafkaError._AUTO_OFFSET_RESET and message.partition() in self._next:
+        if error.code() == KafkaError._PARTITION_EOF:
+            if number in self._lines:
+                self._ends[number] = message.offset() or 0
+            return
+        if error.code() == KafkaError._AUTO_OFFSET_RESET and number in self._next:
             raise self._out_of_range(error.str(), self._topic_id())
         if error.code() in (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL):
             raise instance_fenced(self._settings)
         if error.code() in FORBIDDEN:
             raise forbidden(self._settings, error.str())
         log.warning("poll failed, trying again", **fields(message))
+
+    def _position(self, number: int) -> int:
+        return 0 if self._lines.get(number) else self._ends.get(number, 0)
 
     def _end(self, number: int) -> int | None:
         _, end = self._open_consumer.get_watermark_offsets(self._partition(number), cached=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from exporter.histories import Feeds
-from exporter.models import Hybrid, Recommender
+from exporter.models import Hybrid, Plan, Recommender, create
 from exporter.models.attention import SelfAttentive
 from exporter.models.counts import gathered
 from exporter.models.hybrid import HALF
@@ -19,10 +19,12 @@ from exporter.models.parts import Counted, Part, total
 from exporter.models.twotower import TwoTower
 from exporter.parity import random_feeds
 from stream_worker.bundle import Bundle
+from stream_worker.errors import SettingsError
 from stream_worker.inference import create_session
 from stream_worker.manifest import MODEL
 from stream_worker.vectors import updated
 from tests.exporter.conftest import CODES, LENGTH, K, N
+from tests.logs import counted
 
 USERS = 7
 HIDDEN = float("-inf")
@@ -280,3 +282,9 @@ def test_no_new_event_changes_no_vector(bundle: Bundle, seed: int) -> None:
     same_lists(first, again)
     for name, array in updated(kept, again).items():
         assert (array == kept[name]).all()
+
+
+def test_a_history_too_short_for_two_blocks_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--length 2: streaming-transformer looks at 3 events at least"):
+        create("streaming-transformer", Plan(N, counted(range(N, 0, -1)), 2))
+    create("streaming-transformer", Plan(N, counted(range(N, 0, -1)), 3))

@@ -208,6 +208,33 @@ def test_records_come_whole_in_order_and_no_more_than_asked_for(rig: Rig) -> Non
         rig.transport.poll(0.05)
 
 
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_transactions_leave_behind_does_not_lag(client: str, broker: Broker, unique: Callable[[str], str]) -> None:
+    """Markers, and all records of an aborted transaction, have offsets and are no events."""
+    from kafka import KafkaProducer
+
+    rig = KafkaRig(CLIENTS[client], broker, unique)
+    transport, topic = rig.transport, rig.settings.events_topic
+    transport.open()
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=unique("transaction"))
+    producer.init_transactions()
+    for end in (producer.commit_transaction, producer.abort_transaction):
+        producer.begin_transaction()
+        for value in EVENTS[:2]:
+            producer.send(topic, value, b"u").get(DEADLINE_S)
+        end()
+    producer.close()
+    records = until(transport, lambda records: len(records) == len(EVENTS) + 2)
+    deadline = time.monotonic() + DEADLINE_S
+    while (polled := transport.poll(0.05)).reached[0] < len(EVENTS) + 6:
+        assert time.monotonic() < deadline, polled
+        assert not polled.records
+    assert polled.reached == {0: len(EVENTS) + 6}
+    assert transport.lag() == {0: 0}
+    assert records[-1].offset == len(EVENTS) + 1
+    transport.close()
+
+
 def test_every_published_record_is_delivered_back_once(rig: Rig) -> None:
     until(rig.transport, lambda records: len(records) == len(EVENTS))
     tokens = [object() for _ in range(20)]
