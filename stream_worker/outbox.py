@@ -55,7 +55,7 @@ class Outbox:
         self._max_in_flight = max_in_flight
         self.nbytes = 0  # of keys and values that are not acknowledged
         self._outstanding: set[Sent] = set()
-        self._resend: list[Sent] = []
+        self._resend: list[Sent] = []  # no lists; in order
         self._unsent: list[Sent] = []  # lists that were not published, because the lease had run out
         self._lists = metrics.lists.labels(model=model, variant=variant)
         self._failures = {topic: metrics.publish_failures.labels(topic=topic.value) for topic in Topic}
@@ -82,11 +82,16 @@ class Outbox:
             self.nbytes += sent.nbytes
             publish(sent.topic, sent.key, sent.value, sent, sent.headers, timestamp_ms)
 
+    def erase(self, some: Sequence[Sent]) -> None:
+        """Publish these tombstones, as soon as there is room: the users of a whole partition may expire at once."""
+        self._resend += some
+        self.resend()
+
     def resend(self) -> None:
-        """Publish again what failed and is no list."""
-        if not (self._resend and self.room):
+        """Publish what waits and is no list: what failed, and tombstones."""
+        if not (self._resend and (room := self.room)):
             return
-        again, self._resend = self._resend, []
+        again, self._resend = self._resend[:room], self._resend[room:]
         now = []
         for sent in again:
             row = sent.state.row(sent.user) if sent.topic is Topic.RECOMMENDATIONS else None

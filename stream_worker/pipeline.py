@@ -289,7 +289,7 @@ class Pipeline:
         for user in users:
             self.marked.discard((state.number, user))
         lists = [Sent(state, Topic.RECOMMENDATIONS, offset, user.encode(), None, user) for user in users]
-        self._outbox.send(lists)
+        self._outbox.erase(lists)
         self._metrics.evicted_for[reason].inc(len(users))
 
     def _evict(self, state: Partition) -> None:

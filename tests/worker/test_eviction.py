@@ -1,6 +1,7 @@
 """Memory is bounded, as a function of the log (guarantee 6)."""
 
 import random
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -10,8 +11,8 @@ import pytest
 from stream_worker.bundle import Bundle
 from stream_worker.messages import Event, item_hash
 from stream_worker.state import Actions, Partition
-from stream_worker.transports.base import Topic
-from stream_worker.transports.memory import Crash
+from stream_worker.transports.base import Change, Topic
+from stream_worker.transports.memory import Crash, MemoryTransport
 from tests.worker.oracle import expected, fold_log
 from tests.worker.world import START_MS, World, exact, fold_one
 
@@ -122,6 +123,38 @@ def test_an_expired_users_list_is_erased_even_if_the_worker_dies_before_that_is_
     assert (values[b"u1"], values[b"u2"]) == (None, None)
     assert values[b"u3"] is not None
     assert set(exact(world.pipeline.owned[0].state, world.pipeline.actions)) == {"u3"}
+
+
+def test_when_everybody_expires_at_once_no_bound_is_passed(popularity: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(popularity, user_ttl_s=600, max_in_flight=10, max_dirty_users=50)
+    for number in range(500):
+        value = msgspec.json.encode({"user": f"u{number}", "item": "i1"})
+        world.log.append(value, b"u%d" % number, timestamp=START_MS - 3_600_000)
+    world.finish()
+    written: list[int] = []
+    checkpoint = MemoryTransport.checkpoint
+
+    def note(transport: MemoryTransport, changes: Iterable[Change], positions: Mapping[int, int]) -> None:
+        held = list(changes)
+        written.append(len(held))
+        checkpoint(transport, held, positions)
+
+    monkeypatch.setattr(MemoryTransport, "checkpoint", note)
+    world.transport.hold_published = True
+    world.event("new", "i1")
+    world.pipeline.step(0)
+    world.pipeline.step(0)
+    assert world.transport.in_flight == 10
+    world.transport.hold_published = False
+    world.transport.release()
+    world.finish()
+    assert max(written) <= 50 + 10 + 1  # and the position
+    values = {record.key: record.value for record in world.log.topics[Topic.RECOMMENDATIONS]}
+    assert sum(value is None for value in values.values()) == 500
+    assert set(exact(world.pipeline.owned[0].state, world.pipeline.actions)) == {"new"}
+    world.restart()
+    world.settle()
+    assert set(exact(world.pipeline.owned[0].state, world.pipeline.actions)) == {"new"}
 
 
 def test_a_lower_bound_is_reached_with_the_next_new_user(popularity: Bundle) -> None:
