@@ -53,12 +53,13 @@ class Load:
         self._time_ms = FIRST_TIME_MS
 
     def states(self, length_B: NDArray[np.int32]) -> Iterator[Copy]:
-        """The state of every user after so many events, some users at a time."""
+        """The state of every user after so many events, some users at a time, all within the same few days."""
+        begin_ms = self._time_ms
         for first in range(0, len(length_B), CHUNK):
             part_B = length_B[first : first + CHUNK]
             shape = len(part_B), int(part_B.max())
-            seconds_BH = np.arange(1, shape[0] * shape[1] + 1).reshape(shape[::-1]).T + self._time_ms // 1000
-            self._time_ms += seconds_BH.size * 1000
+            seconds_BH = np.arange(1, shape[0] * shape[1] + 1).reshape(shape[::-1]).T + begin_ms // 1000
+            self._time_ms = max(self._time_ms, begin_ms + seconds_BH.size * 1000)
             yield states.state(
                 self._users[first : first + CHUNK],
                 self._item_hashes[self._draw(self._items_cdf, seconds_BH.size)].reshape(shape),

@@ -57,7 +57,9 @@ def run(options: Any, say: Callable[[str], None]) -> dict[str, Any]:
             arena.begin_with(load.states(np.minimum(length_B, states.HISTORY_LENGTH).astype(np.int32)))
             entrant = arena.enter(worker(its_own, bundle, name))
             arenas[name] = arena, load, entrant
-            _turn(arena, load, entrant, size.backlog)  # to warm up
+        for arena, load, entrant in arenas.values():
+            # To warm up; and the first one has stood still for minutes, after which it publishes nothing for a while.
+            _turn(arena, load, entrant, size.backlog)
         for repeat in range(size.repeats):
             say(f"repeat {repeat + 1} of {size.repeats}")
             order = list(arenas.items()) if repeat % 2 == 0 else list(arenas.items())[::-1]

@@ -225,7 +225,7 @@ def seed_topic(settings: SeedSettings, kafka: KafkaOffline) -> Iterator[str]:
         writer.write(target.position(settings, number, old.newest, epoch) for number in target.begin)
     for number in target.begin:
         full = users[number] > settings.max_users_per_partition
-        note = ", above --max-users-per-partition: the longest silent go with the first new one" if full else ""
+        note = ", above --max-users-per-partition: the longest silent go, ten with each new one" if full else ""
         yield f"partition {number}: {users[number]:,} users{note}"
     if old.strays:
         yield f"  {old.strays:,} left out: they lay where Kafka's default partitioner does not put them"

@@ -25,6 +25,7 @@ MAX_ACTIONS = 65_535
 NO_OFFSET = -1
 ALL_UNSEEN = 2**30  # the vector is to be rebuilt, whatever the length of the history
 FEW_EVENTS = 64  # so many cost less one by one
+EVICTED_AT_ONCE = 10  # for a new user, where a bound was lowered: a checkpoint has to hold all of a poll
 NAME_BYTES = 250  # of a user outside the slabs: the name, and its places in a dictionary and a list
 NOBODY = 2**62  # offset and timestamp of a row without a user: neither old nor owed anything
 
@@ -367,8 +368,8 @@ class Partition:
         )
 
     def _make_room(self) -> None:
-        """Evict users with the smallest `applied_offset`, so that one more fits."""
-        while len(self._rows) >= self.max_users:
+        """Evict users with the smallest `applied_offset`, so that one more fits; of too many some."""
+        for _ in range(min(len(self._rows) - self.max_users + 1, EVICTED_AT_ONCE)):
             row = self._eldest.pop(self.applied_offset[: len(self.users)], NOBODY)
             assert row is not None, "there are users"
             user = self.users[row]

@@ -157,7 +157,7 @@ def test_when_everybody_expires_at_once_no_bound_is_passed(popularity: Bundle, m
     assert set(exact(world.pipeline.owned[0].state, world.pipeline.actions)) == {"new"}
 
 
-def test_a_lower_bound_is_reached_with_the_next_new_user(popularity: Bundle) -> None:
+def test_a_lower_bound_is_reached_with_the_next_new_users_ten_for_each(popularity: Bundle) -> None:
     world = World(popularity)
     for number in range(50):
         world.event(f"u{number}", "i1")
@@ -165,9 +165,13 @@ def test_a_lower_bound_is_reached_with_the_next_new_user(popularity: Bundle) -> 
     world.settings = world.settings.model_copy(update={"max_users_per_partition": 5})
     world.restart()
     world.settle()
-    world.event("new", "i1")
-    world.settle()
-    assert set(exact(world.pipeline.owned[0].state, world.pipeline.actions)) == {"u46", "u47", "u48", "u49", "new"}
+    lengths = []
+    for number in range(5):
+        world.event(f"new{number}", "i1")
+        world.settle()
+        lengths.append(len(world.pipeline.owned[0].state))
+    assert lengths == [41, 32, 23, 14, 5]
+    assert set(exact(world.pipeline.owned[0].state, world.pipeline.actions)) == {f"new{number}" for number in range(5)}
 
 
 def test_memory_stays_flat_however_many_distinct_users_come() -> None:
