@@ -124,7 +124,10 @@ def append(
 
 
 def exclude(items_E: NDArray[Any], actions_E: NDArray[Any], length: int, item: int, action: int) -> int:
-    """Note an item of an excluding action in place: each item once, the last noted at the end.
+    """Note an item of an excluding action in place: each item once an action, the last noted at the end.
+
+    Once an action, because a model may exclude for fewer of them than are kept: what was bought and then hidden was
+    bought all the same.
 
     Args:
         items_E: uint64 [E]; actions_E: uint16 [E]; both changed in place.
@@ -137,7 +140,7 @@ def exclude(items_E: NDArray[Any], actions_E: NDArray[Any], length: int, item: i
     if not len(items_E):
         return 0
     for place in range(length):
-        if items_E[place] == item:
+        if items_E[place] == item and actions_E[place] == action:
             break
     else:
         place = 0 if length == len(items_E) else length  # the oldest makes room

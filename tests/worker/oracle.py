@@ -54,7 +54,7 @@ def fold_log(
         if not (full and second < user.history[0][0]):
             user.history = sorted([*user.history, (second, offset, item, action)])[-history_length:]
         if action in excluding:
-            user.excluded = [pair for pair in user.excluded if pair[0] != item]
+            user.excluded = [pair for pair in user.excluded if pair != (item, action)]
             user.excluded = [*user.excluded, (item, action)][-excluded_length:] if excluded_length else []
         user.events += 1
         user.applied = offset
