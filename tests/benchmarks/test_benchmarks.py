@@ -82,7 +82,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "device": set(),
         "limits": {"bytes_per_s", "flops"},
         "batches": {"304 x 4"},
-        "bars": {"vs_torch 300 x 4"},
+        "bars": {"vs_torch 304 x 4"},
     },
     "host": {
         "seed": set(),
