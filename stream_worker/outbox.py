@@ -55,7 +55,7 @@ class Outbox:
         self._max_in_flight = max_in_flight
         self.nbytes = 0  # of keys and values that are not acknowledged
         self._outstanding: set[Sent] = set()
-        self._resend: list[Sent] = []  # no lists; in order
+        self._waiting: list[Sent] = []  # no lists: what failed, and tombstones for which there was no room; in order
         self._unsent: list[Sent] = []  # lists that were not published, because the lease had run out
         self._lists = metrics.lists.labels(model=model, variant=variant)
         self._failures = {topic: metrics.publish_failures.labels(topic=topic.value) for topic in Topic}
@@ -74,7 +74,7 @@ class Outbox:
         timestamp_ms = int(time.time() * 1000)
         if not self._lease.valid:
             for sent in some:
-                (self._unsent if sent.mark else self._resend).append(sent)
+                (self._unsent if sent.mark else self._waiting).append(sent)
             return
         self._outstanding.update(some)
         publish = self._transport.publish
@@ -84,23 +84,23 @@ class Outbox:
 
     def erase(self, some: Sequence[Sent]) -> None:
         """Publish these tombstones, as soon as there is room: the users of a whole partition may expire at once."""
-        self._resend += some
-        self.resend()
+        self._waiting += some
+        self.send_waiting()
 
-    def resend(self) -> None:
+    def send_waiting(self) -> None:
         """Publish what waits and is no list: what failed, and tombstones."""
-        if not (self._resend and (room := self.room)):
+        if not (self._waiting and (room := self.room)):
             return
-        again, self._resend = self._resend[:room], self._resend[room:]
+        some, self._waiting = self._waiting[:room], self._waiting[room:]
         now = []
-        for sent in again:
+        for sent in some:
             row = sent.state.row(sent.user) if sent.topic is Topic.RECOMMENDATIONS else None
-            if row is None:
-                now.append(sent)
-            elif sent.state.listed_offset[row] > sent.offset:
-                pass  # the user has come back, and a list has replaced what was to be erased
-            elif any(one.mark and one.state is sent.state and one.user == sent.user for one in self._outstanding):
-                self._resend.append(sent)  # that list may, or else comes again behind the tombstone
+            if row is not None and sent.state.listed_offset[row] > sent.offset:
+                continue  # the user has come back, and a list has replaced what was to be erased
+            if row is not None and any(
+                one.mark and one.state is sent.state and one.user == sent.user for one in self._outstanding
+            ):
+                self._waiting.append(sent)  # that list may, or else comes again behind the tombstone
             else:
                 now.append(sent)
         self.send(now)
@@ -118,7 +118,7 @@ class Outbox:
             mark = sent.mark
             if has_failed:
                 self._failures[sent.topic].inc()
-                (failed if mark else self._resend).append(sent)
+                (failed if mark else self._waiting).append(sent)
             elif mark:
                 listed[sent.state].append(sent)
                 waited_s[mark.catching_up].append(at - mark.oldest_timestamp / 1000)
@@ -135,20 +135,20 @@ class Outbox:
     def drop(self, state: Partition) -> None:
         """Forget what concerns a partition that is no longer ours."""
         self._outstanding = {sent for sent in self._outstanding if sent.state is not state}
-        self._resend = [sent for sent in self._resend if sent.state is not state]
+        self._waiting = [sent for sent in self._waiting if sent.state is not state]
         self._unsent = [sent for sent in self._unsent if sent.state is not state]
         self.nbytes = sum(sent.nbytes for sent in self._outstanding)
 
     @property
     def held_back(self) -> Iterator[tuple[int, int]]:
         """(partition, offset) of the events whose rejection or erasure is not acknowledged."""
-        for sent in (*self._outstanding, *self._resend):
+        for sent in (*self._outstanding, *self._waiting):
             if sent.mark is None:
                 yield sent.state.number, sent.offset
 
     def __len__(self) -> int:
         """How much is not acknowledged."""
-        return len(self._outstanding) + len(self._resend) + len(self._unsent)
+        return len(self._outstanding) + len(self._waiting) + len(self._unsent)
 
 
 def _replaced(sent: Sent) -> bool:

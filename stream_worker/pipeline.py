@@ -194,14 +194,12 @@ class Pipeline:
         for number, records in polled.records.items():
             owned = self.owned[number]
             self._fold_partition(owned, decoded[number])
-            owned.next_offset = records[-1].offset + 1
             stamp = records[-1].timestamp
             owned.timestamp = stamp if EARLIEST_MS <= stamp < LATEST_MS else owned.state.newest
             if owned.catching_up or self._is_stale(owned.timestamp):
                 behind.append(owned)
         for number, offset in polled.reached.items():
-            if number in self.owned:
-                self.owned[number].next_offset = max(self.owned[number].next_offset, offset)
+            self.owned[number].next_offset = offset
         if behind:
             self._note_lag(behind)
 
@@ -308,7 +306,7 @@ class Pipeline:
     # -- batch, infer, encode, publish ---------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        self._outbox.resend()
+        self._outbox.send_waiting()
         due = self._take_marked()
         self._stalled = bool(self.marked) and not due
         if due:

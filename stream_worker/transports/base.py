@@ -58,8 +58,8 @@ class Polled:
     restored: partitions whose changelog has been delivered to its end: nothing that an owner before us wrote is
         missing, and nothing more can come.
     records: events of partitions that were sought, consecutive and in order.
-    reached: of these partitions the offset that is read next, as far as the transport knows better than by the last
-        record: markers of transactions, and what was aborted, have offsets, too.
+    reached: of all partitions that deliver, or of those with records, the offset that is read next: behind the last
+        record, and behind what is no record but has an offset (markers of transactions, and what was aborted).
     """
 
     revoked: Sequence[int] = ()

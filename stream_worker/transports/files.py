@@ -79,7 +79,7 @@ class FileTransport:
             elif value.strip():
                 lines.append(Line(self._offset, value))
             self._offset += 1
-        return Polled(records={0: lines} if lines else {})
+        return Polled(records={0: lines}, reached={0: lines[-1].offset + 1}) if lines else Polled()
 
     def seek(self, partition: int, offset: int) -> None:
         """See `Transport`; a file is read once, from the start."""

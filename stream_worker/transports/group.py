@@ -101,10 +101,9 @@ class GroupTransport(ABC):
         gone = set(revoked)
         assigned = self._resolve()
         records = {number: batch for number, batch in batches.items() if number in self._next}  # not revoked just now
-        for number, batch in records.items():
-            self._next[number] = batch[-1].offset + 1
         for number, offset in self._next.items():
-            self._next[number] = max(offset, self._position(number))
+            after = records[number][-1].offset + 1 if number in records else offset
+            self._next[number] = max(after, self._position(number))
         return Polled(
             revoked,
             assigned,

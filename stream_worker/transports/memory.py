@@ -159,6 +159,7 @@ class MemoryTransport:
             room -= len(records[number])
             self.owned[number] = offset + len(records[number])
         polled.records = {number: batch for number, batch in records.items() if batch}
+        polled.reached = {number: offset for number, offset in self.owned.items() if offset is not None}
         return polled
 
     def _read_changelog(self) -> tuple[dict[int, Sequence[MemoryRecord]], list[int]]:
