@@ -1,7 +1,7 @@
 # Three images from one lock file:
-#   docker build --target worker     -t stream-worker .              serves on the CPU; no torch
-#   docker build --target worker-gpu -t stream-worker:gpu .          the same with the CUDA libraries
-#   docker build --target exporter   -t stream-worker-exporter .     trains and exports
+#   docker build --target worker     -t stream-worker:0.1.0 .            serves on the CPU; no torch
+#   docker build --target worker-gpu -t stream-worker:0.1.0-gpu .        the same with the CUDA libraries
+#   docker build --target exporter   -t stream-worker-exporter:0.1.0 .   trains and exports
 # All run as uid 10001 on a read-only root file system; /tmp is the only place they may want to write.
 
 # The Python that the tests run on.

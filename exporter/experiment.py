@@ -24,6 +24,7 @@ from exporter.export import Serving, write_bundle
 from exporter.histories import Horizon, Log
 from exporter.models import Plan, Recommender, create, find
 from exporter.models.sampled import Sampling
+from exporter.publish import prune
 from exporter.settings import TrainSettings
 from exporter.trainer import Recipe
 from exporter.training import fit, refit, seed_everything
@@ -126,6 +127,9 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
     bundle = write_bundle(settings.out, model, experiment.items, serving, clock(), experiment.featuriser)
     for path in settings.out.glob(_checkpoint(settings).name + "*"):  # only now is there nothing to resume
         path.unlink()
+    if settings.keep_bundles is not None:
+        gone = prune(settings.out, settings.keep_bundles, clock())
+        console.print(f"bundles: {len(gone)} older ones removed, {settings.keep_bundles} kept")
     return bundle
 
 

@@ -1,11 +1,12 @@
 """How a bundle comes to be: written into a directory beside, loaded there as a worker loads it, and renamed."""
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,11 @@ import numpy as np
 
 from exporter.histories import Feeds
 from stream_worker.bundle import Bundle
-from stream_worker.manifest import ITEMS, MODEL, Manifest, set_current, sha256_of, write_manifest
+from stream_worker.manifest import ITEMS, MANIFEST, MODEL, Manifest, find_bundle, set_current, sha256_of, write_manifest
+
+UNFINISHED = ".export-"  # and what mkdtemp adds
+ABANDONED = timedelta(days=1)  # no export takes as long
+_NAME = re.compile(r"-(\d{8}T\d{6})-[0-9a-f]{8}$")
 
 
 def publish(
@@ -36,7 +41,7 @@ def publish(
     """
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    beside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=out))
     beside.chmod(0o755)  # mkdtemp's is 0700, and the worker may run as somebody else
     try:
         manifest = fill(beside)
@@ -56,6 +61,31 @@ def publish(
         raise
     set_current(out, bundle)
     return bundle
+
+
+def prune(out: Path, keep: int, now: datetime) -> list[Path]:
+    """Remove bundles, but for the current one and the newest; and what a killed export left more than a day ago.
+
+    A worker has its bundle in memory, so one that is removed takes nothing from it.
+
+    Args:
+        out: the directory of bundles.
+        keep: how many stay.
+        now: UTC.
+
+    Returns:
+        The bundles that are gone, oldest first.
+    """
+    bundles = [path for path in out.iterdir() if (path / MANIFEST).is_file()]
+    found = [(name[1], path) for path in bundles if (name := _NAME.search(path.name))]
+    current = find_bundle(out)
+    gone = [path for _, path in sorted(found)[:-keep] if path != current]
+    for path in gone:
+        shutil.rmtree(path)
+    for path in out.glob(f"{UNFINISHED}*"):
+        if now - datetime.fromtimestamp(path.stat().st_mtime, UTC) > ABANDONED:
+            shutil.rmtree(path, ignore_errors=True)
+    return gone
 
 
 def save_arrays(path: Path, arrays: Feeds) -> None:

@@ -59,6 +59,9 @@ class TrainSettings(DataSettings):
     """Train a model on a file of events, evaluate it on the newest of them, and write a bundle."""
 
     out: Path = Field(description="Directory of bundles; the new one becomes its current one.")
+    keep_bundles: int | None = Field(
+        None, ge=1, description="Bundles that stay in --out, the current one besides; older ones go. Default: all."
+    )
     model: str = Field("hybrid", description="Model of the zoo (docs/models.md), or your own: package.module:Class.")
 
     validation_share: float = Field(

@@ -1,5 +1,6 @@
 """Everything that `stream-worker run` will need, looked at beforehand, with the code that `run` uses."""
 
+import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -126,7 +127,12 @@ def _memory(settings: Settings, bundle: Bundle | None, partitions: int) -> Findi
     if not room:
         return Finding("memory", f"{text}: not even one full partition. Lower --max-users-per-partition.", "unwise")
     if partitions and room < partitions:
-        return Finding("memory", f"{text}: room for {room} full partitions of {partitions} in one worker")
+        workers = math.ceil(partitions / room) + 1
+        return Finding(
+            "memory",
+            f"{text}: room for {room} full partitions of {partitions} in one worker. Run {workers} workers or more, so "
+            "that one may fail, or lower --max-users-per-partition",
+        )
     return Finding("memory", f"{text}: room for all partitions in one worker")
 
 

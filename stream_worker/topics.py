@@ -1,6 +1,6 @@
 """The topics that a deployment needs: check them, create those that are missing."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ OLDEST_CLIENT = (3, 0, 12)
 # Below three quarters of the least session timeout that a broker allows (6 s by default): a worker that is stopped just
 # before a heartbeat is thrown out so soon, and nothing that it had handed over may come after that.
 MAX_LIST_AGE_MS = 4000
+# With this many replicas a record that was acknowledged must lie on two of them: else the broker that has the only copy
+# may take a checkpoint with it.
+REPLICATED, MIN_IN_SYNC = 3, 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ def specifications(settings: KafkaSettings) -> list[TopicSpec]:
         TopicSpec(settings.state_topic, {"cleanup.policy": "compact"}, compacted=True, operations=("READ", "WRITE")),
         TopicSpec(settings.rejected_topic, {"cleanup.policy": "delete"}),
     ]
+
+
+def required_configs(spec: TopicSpec, replicas: int) -> dict[str, str]:
+    """The settings of a topic that has so many replicas."""
+    return spec.configs | ({"min.insync.replicas": str(MIN_IN_SYNC)} if replicas >= REPLICATED else {})
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -207,7 +215,7 @@ def _create(admin: KafkaAdminClient, settings: TopicsSettings) -> set[str]:
             options = {
                 "num_partitions": partitions if spec.name == settings.state_topic else settings.partitions,
                 "replication_factor": settings.replication_factor,
-                "configs": spec.configs,
+                "configs": required_configs(spec, settings.replication_factor),
             }
             admin.create_topics({spec.name: options}, timeout_ms=TIMEOUT_MS, wait_for_metadata=True)
             created.add(spec.name)
@@ -215,7 +223,7 @@ def _create(admin: KafkaAdminClient, settings: TopicsSettings) -> set[str]:
 
 
 def _check(admin: KafkaAdminClient, spec: TopicSpec) -> TopicReport:
-    partitions, topic_id, allowed = _describe(admin, spec.name)
+    partitions, topic_id, replicas, allowed = _describe(admin, spec.name)
     if "DESCRIBE" not in allowed:
         return TopicReport(
             spec.name, 0, problem="we lack the permission DESCRIBE on it", fatal=True, lacking=spec.operations
@@ -223,22 +231,26 @@ def _check(admin: KafkaAdminClient, spec: TopicSpec) -> TopicReport:
     if not partitions:
         return TopicReport(spec.name, 0, problem="missing: run `stream-worker topics --create`", fatal=True)
     lacking = tuple(name for name in spec.operations if name not in allowed)
-    found = _configs(admin, spec)
+    required = required_configs(spec, replicas)
+    found = _configs(admin, spec.name, required)
     if not found:
         problem = "its settings cannot be read: grant DESCRIBE_CONFIGS, or check them by hand"
         return TopicReport(spec.name, partitions, topic_id, problem=problem, lacking=lacking)
     wrong = [
         f"{name} is {found.get(name)}, not {value}"
-        for name, value in spec.configs.items()
-        if not _meets(found, name, value)
+        for name, value in required.items()
+        if not meets(found, name, value)
     ]
     fatal = spec.compacted and "compact" not in found.get("cleanup.policy", "")
     return TopicReport(spec.name, partitions, topic_id, problem="; ".join(wrong), fatal=fatal, lacking=lacking)
 
 
-def _meets(found: dict[str, str], name: str, wanted: str) -> bool:
+def meets(found: Mapping[str, str], name: str, wanted: str) -> bool:
+    """Whether the settings of a topic hold one that is as wanted, or stricter."""
     if name == "message.timestamp.before.max.ms":
         return int(found.get(name, 2**63)) <= int(wanted)
+    if name == "min.insync.replicas":
+        return int(found.get(name, 1)) >= int(wanted)
     return found.get(name) == wanted
 
 
@@ -247,6 +259,7 @@ class _Described(NamedTuple):
 
     partitions: int
     topic_id: str
+    replicas: int
     allowed: Collection[str]
 
 
@@ -254,20 +267,21 @@ def _describe(admin: KafkaAdminClient, name: str) -> _Described:
     (topic,) = admin.describe_topics([name])
     error = kafka.errors.for_code(topic["error_code"])
     if error is kafka.errors.TopicAuthorizationFailedError:
-        return _Described(0, "", ())
+        return _Described(0, "", 0, ())
     if error is kafka.errors.UnknownTopicOrPartitionError:
-        return _Described(0, "", ("DESCRIBE",))
+        return _Described(0, "", 0, ("DESCRIBE",))
     if error is not kafka.errors.NoError:
         raise error(name)
-    return _Described(len(topic["partitions"]), str(topic["topic_id"]), topic["authorized_operations"])
+    replicas = min(len(partition["replica_nodes"]) for partition in topic["partitions"])
+    return _Described(len(topic["partitions"]), str(topic["topic_id"]), replicas, topic["authorized_operations"])
 
 
-def _configs(admin: KafkaAdminClient, spec: TopicSpec) -> dict[str, str]:
-    """Those that matter; none if we may not read them."""
-    resource = ConfigResource(ConfigResourceType.TOPIC, spec.name)
+def _configs(admin: KafkaAdminClient, topic: str, names: Collection[str]) -> dict[str, str]:
+    """Those of these names; none if we may not read them."""
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
     try:
         found = admin.describe_configs([resource], config_filter="all")
     except kafka.errors.AuthorizationError:
         return {}
-    configs: dict[str, dict[str, str]] = next(iter(found.values()))[spec.name]
-    return {name: configs[name]["value"] for name in spec.configs if name in configs}
+    configs: dict[str, dict[str, str]] = next(iter(found.values()))[topic]
+    return {name: configs[name]["value"] for name in names if name in configs}

@@ -95,6 +95,8 @@ def test_the_namespace_refuses_what_is_not_restricted(cluster: Cluster, unique: 
 def test_workers_get_ready_and_a_drain_takes_one_at_a_time(cluster: Cluster, unique: Callable[[str], str]) -> None:
     namespace = unique("drained")
     objects = cluster.moved("base", namespace)
+    (workers,) = (one for one in objects if one["kind"] == "StatefulSet")
+    workers["spec"]["replicas"] = 2  # so that when one is away the other is the last
     for claim in (one for one in objects if one["kind"] == "PersistentVolumeClaim"):
         cluster.volumes.append(f"{namespace}-{claim['metadata']['name']}")
         cluster.run("apply", "-f", "-", objects=volume_for(claim, cluster.volumes[-1]))

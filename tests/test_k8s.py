@@ -1,5 +1,6 @@
 """k8s/ as it is rendered: valid, and true to the worker it starts. tests/test_cluster.py asks a real API server."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from exporter.settings import TrainSettings
+from stream_worker.doctor import PROCESS_BYTES
 from stream_worker.endpoints import Endpoints
 from stream_worker.settings import PREFIX, Settings, TopicsSettings, refuse_unknown_variables
+from stream_worker.state import bytes_of_user
 from tests.manifests import (
     K8S,
     RENDERS,
@@ -30,6 +33,7 @@ from tests.manifests import (
 
 KUBERNETES_VERSION = "1.36"
 EVERY_RENDER = pytest.mark.parametrize("name", RENDERS)
+KEPT_OF_USERS_BYTES = 256 * 2**20  # the default of --vector-cache-users
 OURS = re.compile(r"^\S*stream-worker(-exporter)?:")  # images that we build to run read-only
 
 
@@ -127,6 +131,30 @@ def test_each_command_accepts_its_settings(name: str, monkeypatch: pytest.Monkey
             assert container["ports"] == [{"name": "http", "containerPort": settings.http_port}]
             assert settings.device == ("cuda" if "nvidia.com/gpu" in limits else "cpu")
     assert {"run", "topics"} <= seen
+
+
+@EVERY_RENDER
+def test_everything_lies_in_one_namespace(name: str) -> None:
+    """A component that an overlay adds comes after the namespace of the base was set."""
+    (namespace,) = {found["metadata"].get("namespace") for found in render(name) if found["kind"] != "Namespace"}
+    assert namespace == find(name, "Namespace")["metadata"]["name"]
+
+
+@EVERY_RENDER
+def test_users_of_all_partitions_find_room_when_a_worker_dies(name: str) -> None:
+    variables = environment(name, worker(name))
+    if has(name, "ScaledObject"):
+        workers = find(name, "ScaledObject")["spec"]["minReplicaCount"]
+    else:
+        workers = find(name, "StatefulSet", "stream-worker")["spec"]["replicas"]
+    partitions = math.ceil(int(variables[f"{PREFIX}PARTITIONS"]) / max(1, workers - 1))
+    users = int(variables[f"{PREFIX}MAX_USERS_PER_PARTITION"])
+    defaults = {field: one.default for field, one in Settings.model_fields.items()}
+    user = bytes_of_user(defaults["history_length"], defaults["excluded_length"], 20)
+    limit = worker(name)["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    room = int(limit.removesuffix("Gi")) * 2**30 - PROCESS_BYTES - KEPT_OF_USERS_BYTES
+    assert partitions * users * user <= room
 
 
 @EVERY_RENDER

@@ -1,6 +1,8 @@
 """From model to bundle: parity, what fails an export, and what a reader finds."""
 
 import json
+import os
+from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,10 +15,11 @@ from exporter.export import Serving, export_onnx, write_bundle
 from exporter.models import Graph, Plan, Popularity, Recommender
 from exporter.models.base import Tensors
 from exporter.parity import check_parity, compare, random_feeds
+from exporter.publish import ABANDONED, UNFINISHED, prune
 from exporter.verification import checks
 from stream_worker.bundle import Bundle
 from stream_worker.errors import BundleError
-from stream_worker.manifest import CURRENT, FEEDS, MODEL, find_bundle, load_arrays, read_manifest
+from stream_worker.manifest import CURRENT, FEEDS, MODEL, find_bundle, load_arrays, read_manifest, set_current
 from tests.exporter.conftest import CODES, LENGTH, NOW, K, N, catalogue, new_model, serving
 from tests.logs import counted
 
@@ -190,3 +193,22 @@ def test_verify_says_one_line_a_check(bundle: Bundle) -> None:
     lines = list(checks(bundle.path.parent))
     assert len(lines) == 4
     assert bundle.manifest.model in lines[0]
+
+
+def test_old_bundles_go_but_for_the_current_one(tmp_path: Path) -> None:
+    days = [NOW + timedelta(days=day) for day in range(4)]
+    bundles = [write_bundle(tmp_path, new_model("popularity"), catalogue(), serving(), day) for day in days]
+    set_current(tmp_path, bundles[0])  # somebody went back
+    not_ours = tmp_path / "notes-20200101T000000-0123abcd"
+    not_ours.mkdir()
+    killed, running = (tmp_path / f"{UNFINISHED}{name}" for name in ("killed", "running"))
+    for path, age in ((killed, ABANDONED * 2), (running, ABANDONED / 2)):
+        path.mkdir()
+        stamp = (NOW - age).timestamp()
+        os.utime(path, (stamp, stamp))
+
+    assert prune(tmp_path, 2, NOW) == [bundles[1]]
+
+    left = {path for path in tmp_path.iterdir() if path.is_dir()}
+    assert left == {bundles[0], bundles[2], bundles[3], not_ours, running}
+    assert prune(tmp_path, 2, NOW) == []

@@ -11,7 +11,7 @@ from demo.broker import Broker
 from stream_worker import topics
 from stream_worker.errors import DataError, SettingsError, TransportError
 from stream_worker.settings import TopicsSettings
-from stream_worker.topics import check_topics, inspect
+from stream_worker.topics import check_topics, inspect, meets, required_configs, specifications
 
 
 @pytest.fixture
@@ -82,6 +82,17 @@ def test_what_is_merely_unwise_is_a_warning(names: dict[str, Any], admin: KafkaA
     assert warnings.keys() == {names["events_topic"], names["recommendations_topic"]}
     assert "message.timestamp.type is CreateTime, not LogAppendTime" in warnings[names["events_topic"]]
     assert "message.timestamp.before.max.ms" in warnings[names["recommendations_topic"]]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5])
+def test_what_is_acknowledged_lies_on_two_brokers_where_there_are_three(replicas: int) -> None:
+    for spec in specifications(TopicsSettings()):
+        required = required_configs(spec, replicas)
+        assert required.items() >= spec.configs.items()
+        assert ("min.insync.replicas" in required) == (replicas >= 3)
+    assert meets({"min.insync.replicas": "2"}, "min.insync.replicas", "2")
+    assert meets({"min.insync.replicas": "3"}, "min.insync.replicas", "2")
+    assert not meets({"min.insync.replicas": "1"}, "min.insync.replicas", "2")
 
 
 def test_a_client_that_loses_track_of_records_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
