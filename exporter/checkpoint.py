@@ -32,7 +32,7 @@ class Checkpoint:
         """The checkpoint of this stage, in a file named after the one `beside`."""
         how = {name: value for name, value in asdict(recipe).items() if name not in LIMITS}
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        data = (len(log), zlib.crc32(log.item_E.tobytes()), zlib.crc32(log.user_E.tobytes()))
+        data = [len(log)] + [zlib.crc32(one.tobytes()) for one in (log.item_E, log.user_E, log.action_E, log.time_E)]
         return cls(beside.with_name(f"{beside.name}.{stage}"), f"{stage} {data} {shapes} {how}")
 
     def load(self) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The exporter's commands: the only place of the trainer that wires objects and prints."""
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -30,20 +31,23 @@ commands:
   embed    add the vectors of a text encoder to an items file
 
 `exporter COMMAND --help` lists the flags."""
-INTERRUPTED = "exporter: interrupted, no bundle is written; `train --resume` goes on after the last pass"
+INTERRUPTED = "exporter: interrupted, nothing is written"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code of stream_worker/errors.py; a user's mistake is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     console = Console(highlight=False, soft_wrap=True, markup=False)
+    if argv is None:  # the process is ours; Kubernetes ends a Job by SIGTERM
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _dispatch(arguments, console)
     except StreamWorkerError as error:
         print(f"exporter: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)  # noqa: T201
+        resume = "; `train --resume` goes on after the last pass" if arguments[:1] == ["train"] else ""
+        print(f"{INTERRUPTED}{resume}", file=sys.stderr)  # noqa: T201
         return 130
 
 
@@ -65,7 +69,10 @@ def train(settings: TrainSettings, console: Console) -> None:
     experiment = load(settings, console)
     if settings.folds and not settings.resume:  # they came before what is resumed
         cross_validate(settings, console)
-    bundle = run(experiment, settings, lambda: datetime.now(UTC), console)
+    try:
+        bundle = run(experiment, settings, lambda: datetime.now(UTC), console)
+    except OSError as error:
+        raise SettingsError(f"--out {out}: {error.strerror}. Name a directory that can be written.") from error
     console.print(f"bundle: {bundle}")
 
 

@@ -13,10 +13,11 @@ from exporter import ratings
 from exporter.histories import FIRST_NEGATIVE
 from stream_worker.columns import DEFAULT_ACTION, absent, bad, id_text, raw_events, wrongs
 from stream_worker.errors import DataError
+from stream_worker.messages import NEGATIVE_ACTIONS
 
 KNOWN_ACTIONS = ("view", "click", "cart", "purchase", "like")
 # They exclude an item, and are no target of training. Their codes are the same in every bundle.
-NEGATIVE_ACTIONS = {"hide": FIRST_NEGATIVE, "dislike": FIRST_NEGATIVE + 1}
+NEGATIVE_CODES = {name: code for code, name in enumerate(NEGATIVE_ACTIONS, FIRST_NEGATIVE)}
 MAX_ACTIONS = FIRST_NEGATIVE - 1
 
 
@@ -91,16 +92,14 @@ def load_events(path: Path, columns: Columns, wanted: Sequence[str] | None = Non
     """
     table = read_table(path)
     names = {"user": columns.user, "item": columns.item, "time": columns.time}
-    _require(path, table, names)
-    if columns.action in table.columns:
-        names["action"] = columns.action
-    elif columns.action != Columns.action:
-        raise DataError(_missing(path, table, "action", columns.action))
-    action = table[names["action"]] if "action" in names else None
+    user, item, time = (column_of(path, table, meaning, name) for meaning, name in names.items())
+    action = None
+    if columns.action != Columns.action or columns.action in table.columns:
+        action = column_of(path, table, "action", columns.action)
     if columns.rating:
-        _require(path, table, {"rating": columns.rating})
-        action = ratings.actions(path, table[columns.rating])
-    raw = raw_events(path, table[names["user"]], table[names["item"]], table[names["time"]], action)
+        rated = ratings.actions(path, column_of(path, table, "rating", columns.rating))
+        action = rated if action is None else rated.zip_with(rated.is_not_null(), id_text(path, action))
+    raw = raw_events(path, user, item, time, action)
     events, cleaning = clean(raw, wanted)
     if not cleaning.kept:
         why = "; ".join(f"{count:,} {reason}" for reason, count in cleaning.dropped.items()) or "the file is empty"
@@ -159,13 +158,9 @@ def load_items(path: Path, columns: Columns) -> tuple[pl.DataFrame, list[str]]:
     Raises:
         DataError: the file is not readable, has no item column, or no item is left.
     """
-    table = read_table(path)
+    table = read_items(path)
     item = load_column(path, table, "item", columns.item)
-    title = (
-        id_text(path, table[columns.title]).fill_null("")
-        if columns.title in table.columns
-        else pl.repeat("", table.height, dtype=pl.String, eager=True)
-    )
+    title = load_titles(path, table, columns.title)
     items = pl.DataFrame({"item": item, "title": title})
     rest = [name for name in table.columns if name not in (columns.item, columns.title)]
     if rest:
@@ -188,8 +183,55 @@ def load_column(path: Path, table: pl.DataFrame, meaning: str, name: str) -> pl.
     Raises:
         DataError: it is not there, or holds something else.
     """
-    _require(path, table, {meaning: name})
-    return id_text(path, table[name])
+    return id_text(path, column_of(path, table, meaning, name))
+
+
+def load_titles(path: Path, table: pl.DataFrame, name: str) -> pl.Series:
+    """The titles as text, "" where there is none.
+
+    Raises:
+        DataError: a column is named that is not there.
+    """
+    if name not in table.columns and name == Columns.title:
+        return pl.repeat("", table.height, dtype=pl.String, eager=True)
+    return load_column(path, table, "title", name).fill_null("")
+
+
+def read_items(path: Path) -> pl.DataFrame:
+    """Read a file of items; what is in an object `attributes`, as in a bundle's items.jsonl, becomes columns.
+
+    Raises:
+        DataError: the file is not readable, or an attribute has the name of a column.
+    """
+    table = read_table(path)
+    if not isinstance(table.schema.get("attributes"), pl.Struct):
+        return table
+    try:
+        return table.unnest("attributes")
+    except pl.exceptions.DuplicateError as error:
+        raise DataError(f"{path}: an attribute has the name of a column ({str(error).splitlines()[0]}).") from error
+
+
+def column_of(path: Path, table: pl.DataFrame, meaning: str, name: str) -> pl.Series:
+    """The column of that name, or at that dotted path.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if name in table.columns:
+        return table[name]
+    column, *rest = name.split(".")
+    found = table[column] if column in table.columns else pl.Series()
+    for part in rest:
+        if not isinstance(found.dtype, pl.Struct) or part not in found.struct.fields:
+            break
+        found = found.struct.field(part)
+    else:
+        if rest and column in table.columns:
+            return found
+    raise DataError(
+        f"{path}: no column {name!r}. There are {', '.join(table.columns)}. Name it with --{meaning}-column."
+    )
 
 
 def action_codes(events: pl.DataFrame) -> dict[str, int]:
@@ -198,18 +240,8 @@ def action_codes(events: pl.DataFrame) -> dict[str, int]:
     Raises:
         DataError: more than 253 different actions.
     """
-    found = sorted(set(events["action"].unique()) - set(KNOWN_ACTIONS) - NEGATIVE_ACTIONS.keys())
+    found = sorted(set(events["action"].unique()) - set(KNOWN_ACTIONS) - NEGATIVE_CODES.keys())
     names = (*KNOWN_ACTIONS, *found)
     if len(names) > MAX_ACTIONS:
         raise DataError(f"events: {len(names)} different actions, at most {MAX_ACTIONS}. Is --action-column right?")
-    return {name: code for code, name in enumerate(names, start=1)} | NEGATIVE_ACTIONS
-
-
-def _require(path: Path, table: pl.DataFrame, names: dict[str, str]) -> None:
-    for meaning, name in names.items():
-        if name not in table.columns:
-            raise DataError(_missing(path, table, meaning, name))
-
-
-def _missing(path: Path, table: pl.DataFrame, meaning: str, name: str) -> str:
-    return f"{path}: no column {name!r}. There are {', '.join(table.columns)}. Name it with --{meaning}-column."
+    return {name: code for code, name in enumerate(names, start=1)} | NEGATIVE_CODES

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console
 
-from exporter.data import Columns, load_column, read_table
+from exporter.data import load_column, load_titles, read_items
 from exporter.settings import EmbedSettings
 from stream_worker.content import text_of
 from stream_worker.errors import DataError, SettingsError
@@ -41,7 +41,7 @@ def run(settings: EmbedSettings, console: Console) -> None:
     if not out.parent.is_dir():
         raise SettingsError(f"--out {out}: {out.parent} is no directory.")
     check(settings.text_encoder)
-    table = read_table(settings.items)
+    table = read_items(settings.items)
     texts, lines = texts_of(settings.items, table, settings)
     for line in lines:
         console.print(line)
@@ -79,10 +79,7 @@ def texts_of(path: Path, table: pl.DataFrame, settings: EmbedSettings) -> tuple[
         DataError: a column is missing, or a row has neither title nor attributes.
     """
     item = load_column(path, table, "item", settings.item_column)
-    if settings.title_column in table.columns or settings.title_column != Columns.title:
-        titles = load_column(path, table, "title", settings.title_column).fill_null("").to_list()
-    else:
-        titles = [""] * table.height
+    titles = load_titles(path, table, settings.title_column).to_list()
     own = (settings.item_column, settings.title_column, settings.vector_column)
     rows = table.drop(own, strict=False).iter_rows(named=True)
     texts = [text_of(title, row) for title, row in zip(titles, rows, strict=True)]

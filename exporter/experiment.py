@@ -3,6 +3,7 @@
 Axes: N items, R ranked events.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +18,8 @@ from rich.table import Table
 from torch import Tensor
 
 from exporter import dataset, device
-from exporter.data import NEGATIVE_ACTIONS, action_codes, first_test_event
+from exporter.checkpoint import LIMITS
+from exporter.data import NEGATIVE_CODES, action_codes, first_test_event
 from exporter.device import Device
 from exporter.evaluation import histories_before, prequential, report, scorer_of
 from exporter.export import Serving, write_bundle
@@ -31,11 +33,13 @@ from exporter.training import fit, refit, seed_everything
 from stream_worker.content import Featuriser, Item
 from stream_worker.errors import DataError, SettingsError
 
-EXCLUDING_ACTIONS = ("purchase", "dislike", "hide")
 FEW_EVENTS = 200_000  # below, a model that learns them by heart does so too soon
 DROPOUT_OF_FEW, DROPOUT_OF_MANY = 0.3, 0.05
 TUNE_EVENTS = 8192  # of validation, for what is tuned after training; their histories stand in memory
 EXCLUDED_LENGTH = 32  # the worker's default
+CHECKPOINT = ".checkpoint.pt"
+# On these no weight hangs: a run may be resumed with others. Of the data a checkpoint knows itself.
+FREE = {"events", "items", "out", "keep_bundles", "resume", "tensorboard", "folds", "threads", *LIMITS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +97,14 @@ def split(data: dataset.Dataset, settings: TrainSettings, test: int, end: int) -
         raise DataError(f"{settings.events}: {events.height} events are too few to train and validate on.")
     if items is None:
         items = events[:test].select("item", title=pl.lit("")).unique("item", keep="first", maintain_order=True)
-    excluding = [name for name in EXCLUDING_ACTIONS if not (name == "purchase" and settings.repeat_purchases)]
+    excluding = sorted(settings.excluding - ({"purchase"} if settings.repeat_purchases else set()))
     actions = action_codes(events[:test])
     learns_negatives = find(settings.model).learns_negatives
     log = Log.of(events, items["item"].to_list(), actions, excluding, learns_negatives)
     if not learns_negatives:
-        actions = {name: code for name, code in actions.items() if name not in NEGATIVE_ACTIONS}
+        actions = {name: code for name, code in actions.items() if name not in NEGATIVE_CODES}
+    if settings.content_vectors and not settings.items:
+        raise SettingsError("--content-vectors: they are a column of the items. Give --items, too.")
     featuriser = Featuriser.fit(_content(items), settings.content_vectors) if settings.items else None
     return Experiment(items, log, validation, test, actions, excluding, featuriser)
 
@@ -114,7 +120,8 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
     model = trained(experiment, settings, console)
     figures = evaluated(model, experiment, settings)
     if figures:
-        _print_figures(console, model.name, len(experiment.log) - experiment.test, settings.history_length, figures)
+        tested = int((~experiment.log.negative_E[experiment.test :]).sum())
+        _print_figures(console, model.name, tested, settings.history_length, figures)
     serving = Serving(
         length=_length(settings),
         k=settings.list_length,
@@ -149,7 +156,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
         device=device.chosen(settings.device, settings.bf16),
     )
     training = experiment.log[: experiment.test]
-    checkpoint = _checkpoint(settings)
+    checkpoint = _find_checkpoint(settings)
     model = _new_model(experiment, settings, recipe.device, experiment.validation)
     epochs, window = 0, model.learner.window or _length(settings)
     if list(model.learner.parameters()):
@@ -170,7 +177,7 @@ def trained(experiment: Experiment, settings: TrainSettings, console: Console) -
             f"training on {recipe.device}: {course.seconds:.0f} s, best of {len(course.losses)} epochs: {course.best}, "
             f"validation NDCG@10 {course.ndcgs[course.best - 1]:.4f}"
         )
-    validating_R = np.arange(experiment.validation, len(training))
+    validating_R = experiment.validation + np.flatnonzero(~training.negative_E[experiment.validation :])
     validating_R = validating_R[:: max(1, len(validating_R) // TUNE_EVENTS)]
     model.tune(list(histories_before(training, validating_R, _served(settings))))
     if not settings.refit:
@@ -244,7 +251,24 @@ def _content(items: pl.DataFrame) -> list[Item]:
 
 
 def _checkpoint(settings: TrainSettings) -> Path:
-    return settings.out / f".{settings.model}.checkpoint.pt"
+    """Named after the model and all flags that weights hang on, so that runs beside each other each have their own."""
+    flags = settings.model_dump_json(exclude=FREE)
+    return settings.out / f".{settings.model}-{zlib.crc32(flags.encode()):08x}{CHECKPOINT}"
+
+
+def _find_checkpoint(settings: TrainSettings) -> Path:
+    """The same, where there is something to resume, or nothing at all.
+
+    Raises:
+        SettingsError: there are only those of runs with other flags.
+    """
+    own = _checkpoint(settings)
+    others = sorted(settings.out.glob(f".*{CHECKPOINT}*"))
+    if settings.resume and others and not any(path.name.startswith(own.name) for path in others):
+        raise SettingsError(
+            f"--resume: {others[-1]} is of a run with other flags. Give the same, or leave --resume out."
+        )
+    return own
 
 
 def _served(settings: TrainSettings) -> Horizon:

@@ -105,7 +105,7 @@ def write_bundle(
         codes = sorted(serving.actions.values())
         check_parity(graph, beside / MODEL, serving.length, PARITY_BATCH, codes)
         save_arrays(beside / ITEMS, {name: tensor.numpy() for name, tensor in _detached(model).items()})
-        _write_item_rows(beside / ITEM_ROWS, items)
+        _write_item_rows(beside / ITEM_ROWS, items, featuriser.name if featuriser else "")
         if featuriser is not None and model.item_encoder is not None:
             featuriser.save(beside / CONTENT)
             export_item_encoder(model.item_encoder, beside / ITEM_ENCODER, featuriser.size)
@@ -153,7 +153,8 @@ def export_onnx(graph: Graph, path: Path, length: int) -> tuple[list[TensorEntry
                 verbose=False,
             )
         except Exception as error:  # torch's own exceptions share no base but Exception
-            problem = str(error.__cause__ or error).strip().splitlines()[0]
+            cause = error.__cause__ or error
+            problem = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise BundleError(f"export of {graph.model.name!r}: torch cannot export it: {problem}") from error
     model = onnx.load(path)
     _strip(model)
@@ -238,10 +239,12 @@ def _detached(model: Recommender) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in model.item_tensors().items()}
 
 
-def _write_item_rows(path: Path, items: pl.DataFrame) -> None:
+def _write_item_rows(path: Path, items: pl.DataFrame, vectors: str) -> None:
+    """A line an item, without the attribute `vectors`, which every worker would have to read and keep."""
     with path.open("wb") as file:
         for row in items.iter_rows(named=True):
-            attributes = {name: value for name, value in row.get("attributes", {}).items() if value is not None}
+            given = row.get("attributes") or {}
+            attributes = {name: value for name, value in given.items() if value is not None and name != vectors}
             line = {"item": row["item"], "title": row["title"], "attributes": attributes}
             file.write(msgspec.json.encode(line, enc_hook=str) + b"\n")
 

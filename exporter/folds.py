@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +33,7 @@ def cross_validate(settings: TrainSettings, console: Console) -> list[dict[str, 
     Raises:
         DataError: a fold holds too few events.
     """
+    torch.set_num_threads(settings.threads)
     data = dataset.load(settings)
     training = first_test_event(data.events.height, settings.train_share)
     figures = []

@@ -65,6 +65,30 @@ def check_parity(graph: Graph, model_path: Path, length: int, largest_batch: int
                     f"difference of a score {difference:.2g}). Nothing is written. "
                     "exporter/models/base.py names what a model must not do."
                 )
+    apart = _apart(graph, session, items, length, actions)
+    if not apart <= TOLERANCE:
+        raise BundleError(
+            f"export of {graph.model.name!r}: a user's scores change by {apart:.2g} with the others of the batch, or "
+            "with empty columns before the history. Nothing is written. docs/your-model.md says what a model must not."
+        )
+    return max(worst, apart)
+
+
+def _apart(graph: Graph, session: Any, items: Mapping[str, torch.Tensor], length: int, actions: Sequence[int]) -> float:
+    """By how much the scores of some users differ when each is alone, with no more columns than the history needs."""
+    tensors = {name: tensor.numpy() for name, tensor in items.items()}
+    rng = np.random.default_rng(0)
+    feeds = random_feeds(rng, len(tensors["item_bias"]), BATCHES[-1], length, RANDOM_X[1], actions, graph.model.kept)
+    worst = 0.0
+    (together,) = session.run(["scores"], {name: feeds[name] for name in graph.feeds} | tensors)
+    for user, history_L in enumerate(feeds["history_items"]):
+        columns = max(1, int((history_L >= 0).sum()))
+        alone = {name: feeds[name][user : user + 1] for name in graph.feeds}
+        for name in alone:
+            if name.startswith(("history_", "new_")):
+                alone[name] = alone[name][:, -columns:]
+        (own,) = session.run(["scores"], alone | tensors)
+        worst = max(worst, float(_difference(own, together[user : user + 1]).max(initial=0)))
     return worst
 
 

@@ -1,6 +1,7 @@
 """How a bundle comes to be: written into a directory beside, loaded there as a worker loads it, and renamed."""
 
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -52,7 +53,10 @@ def publish(
         loaded = Bundle(beside)
         loaded.check_example()
         approve(loaded)
+        for path in [*beside.iterdir(), beside]:  # before `current.json` names it: a node may lose its power
+            _sync(path)
         bundle = beside.rename(out / name)
+        _sync(out)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         if made:
@@ -91,6 +95,14 @@ def prune(out: Path, keep: int, now: datetime) -> list[Path]:
 def save_arrays(path: Path, arrays: Feeds) -> None:
     """Write an .npz, without pickle."""
     np.savez(path, allow_pickle=False, **arrays)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _content_hash(directory: Path) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter import dataset
-from exporter.data import NEGATIVE_ACTIONS, first_test_event
+from exporter.data import NEGATIVE_CODES, first_test_event
 from exporter.experiment import EXCLUDED_LENGTH
 from exporter.export import EXAMPLE_EXCLUDED, EXAMPLE_USERS, tensor_entry
 from exporter.histories import Feeds, Horizon, Ints, Log
@@ -79,6 +79,7 @@ def run(settings: QuantizeSettings, clock: Callable[[], datetime], console: Cons
             "--no-weights-int8: nothing is left to quantise. Leave it out, or add --items-int8 or --items-float16."
         )
     source = Bundle(settings.bundle)
+    source.require(settings.history_length, None)
     small = quantized(source, items, settings.weights_int8)
     if items and not small.has_items:
         console.print(f"{source.manifest.name} has more to a score than a product here: its items stay in float32.")
@@ -170,8 +171,8 @@ def _test_events(settings: QuantizeSettings, source: Bundle, console: Console) -
     for line in data.lines:
         console.print(line)
     manifest = source.manifest
-    shows_negatives = not NEGATIVE_ACTIONS.keys().isdisjoint(manifest.actions)
-    actions = manifest.actions | NEGATIVE_ACTIONS
+    shows_negatives = not NEGATIVE_CODES.keys().isdisjoint(manifest.actions)
+    actions = manifest.actions | NEGATIVE_CODES
     log = Log.of(data.events, source.items.ids, actions, manifest.excluding_actions, shows_negatives)
     events_R = np.arange(first_test_event(len(log), settings.train_share), len(log))
     events_R = events_R[~log.negative_E[events_R]]

@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
+from stream_worker.settings import EXCLUDING, names_of
+
 _CONFIG = SettingsConfigDict(
     env_prefix="EXPORTER_",
     frozen=True,
@@ -29,7 +31,9 @@ class DataSettings(BaseSettings):
 
     user_column: str = Field("user", description="Column of the user in the events.")
     item_column: str = Field("item", description="Column of the item in the events and in the items.")
-    time_column: str = Field("time", description="Column of the time: epoch seconds, epoch ms, or ISO 8601 text.")
+    time_column: str = Field(
+        "time", description="Column of the time: epoch s, ms, µs or ns, as the middle of all tells, or ISO 8601 text."
+    )
     action_column: str = Field("action", description="Column of the action; without it every event is a view.")
     rating_column: str = Field(
         "", description="Column of ratings in the events: the best fifth are likes, the lower two fifths dislikes."
@@ -120,10 +124,20 @@ class TrainSettings(DataSettings):
 
     list_length: int = Field(20, ge=1, le=256, description="Items in a list (K).")
     exclude_seen: bool = Field(True, description="Leave the items of the user's history out of the list.")
+    excluding_actions: str = Field(
+        EXCLUDING,
+        description="Actions, comma-separated, whose item is not recommended to the user again; the worker keeps such "
+        "items by the setting of the same name, so give it the same.",
+    )
     repeat_purchases: bool = Field(False, description="A purchase does not exclude the item: it may be bought again.")
     history_length: int = Field(
         64, ge=1, le=4096, description="Events that the worker keeps of a user; the evaluation goes by it, too."
     )
+
+    @property
+    def excluding(self) -> frozenset[str]:
+        """`excluding_actions` as a set."""
+        return names_of(self.excluding_actions)
 
 
 class EmbedSettings(BaseSettings):

@@ -137,6 +137,9 @@ class Trainer:
             if time.monotonic() > deadline:
                 break
         self.averaged.cpu()
+        with torch.no_grad():  # such as the running mean of a normalisation, which has an average of its own
+            for kept, buffer in zip(self.averaged.buffers(), self._model.buffers(), strict=True):
+                kept.copy_(buffer)
         self.epochs += 1
         if not np.isfinite(losses).all():
             raise DataError(f"training: the loss is not finite in epoch {self.epochs}. Lower --learning-rate.")

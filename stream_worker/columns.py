@@ -10,8 +10,8 @@ from stream_worker.errors import DataError
 from stream_worker.messages import EARLIEST_MS, LATEST_MS, MAX_ACTION_BYTES, MAX_ID_BYTES, RESERVED_USER
 
 DEFAULT_ACTION = "view"
-# Numbers below are epoch seconds, above are milliseconds: 1e11 s is the year 5138, 1e11 ms is 1973.
-MILLISECONDS_FROM = 1e11
+# Milliseconds of a unit of time, by the number from which on it is one: 1e11 s is the year 5138, 1e11 ms is 1973.
+UNITS_MS = {0: 1000.0, 1e11: 1.0, 1e14: 1e-3, 1e17: 1e-6}
 
 
 def wrongs() -> list[tuple[str, pl.Expr]]:
@@ -69,10 +69,11 @@ def milliseconds(where: object, column: pl.Series) -> pl.Series:
 
 
 def _from_numbers(column: pl.Series) -> pl.Series:
-    """Epoch seconds or milliseconds, as the middle value of the column tells, to ms."""
+    """Epoch seconds, milli-, micro- or nanoseconds, as the middle value of the column tells, to ms."""
     finite = column.set(~column.is_finite().fill_null(False), None)
     middle = finite.abs().median()
-    factor = 1 if isinstance(middle, float) and middle >= MILLISECONDS_FROM else 1000
+    size = middle if isinstance(middle, float) else 0.0
+    factor = next(unit for least, unit in reversed(UNITS_MS.items()) if size >= least)
     return (finite * factor).round().cast(pl.Int64, strict=False)
 
 

@@ -7,6 +7,7 @@ inverse document frequencies by bucket.
 Axes: n items, F features = W buckets + V sizes of the given vectors, D item dimension.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -126,9 +127,13 @@ def _facts(attributes: Mapping[str, Any], without: str) -> Iterator[tuple[str, l
 
 def _given(items: Sequence[Item], name: str, size: int | None) -> NDArray[np.float32]:
     vectors = []
-    for title, attributes in items:
+    for number, (title, attributes) in enumerate(items, start=1):
         vector = attributes.get(name)
         if not isinstance(vector, list | tuple) or len(vector) != (size := len(vector) if size is None else size):
-            raise DataError(f"items: {title!r} has no {name!r} of {size or 'some'} numbers. Every item needs one.")
+            raise DataError(
+                f"items: number {number} ({title!r}) has no {name!r} of {size or 'some'} numbers. Every item needs one."
+            )
+        if not all(isinstance(one, int | float) and math.isfinite(one) for one in vector):
+            raise DataError(f"items: number {number} ({title!r}) has a {name!r} with something that is no number.")
         vectors.append(vector)
     return np.array(vectors, np.float32).reshape(len(items), size or 0)

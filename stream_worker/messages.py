@@ -16,6 +16,7 @@ MAX_ID_BYTES = 256
 MAX_ACTION_BYTES = 64
 RESERVED_USER = "*"  # the list for everybody
 FORGET = "forget"  # the action that erases a user
+NEGATIVE_ACTIONS = ("hide", "dislike")  # of an item that the user does not want: neither a hit of a list nor a miss
 NO_TIMESTAMP = -1  # Kafka's own value for a record without one
 # Seconds taken for milliseconds lie in January 1970, so this tells them; it leaves room for old data sets.
 EARLIEST_MS = 631_152_000_000  # 1990

@@ -94,7 +94,9 @@ class Metrics:
         self.model_info = gauge("model_info", "1 for the model that is served.", "model", "variant", "device")
         self.model_age = gauge("model_age_seconds", "Time since the model was exported.")
         self.item_rows = gauge("item_rows", "Items the model knows.")
-        self.judged = counter("judged", "Events judged against the list before them.", "variant", "list")
+        self.judged = counter(
+            "judged", "Events judged by the list before them: not hide and dislike.", "variant", "list"
+        )
         self.hits = counter("hits", "Judged events whose item was among the first k of it.", "variant", "list", "k")
         self.ready = gauge("ready", "1 where /readyz says so: partitions restored, states written, the broker answers.")
         self.last_step = gauge("last_step_timestamp_seconds", "When the main loop last completed a step, Unix time.")

@@ -264,7 +264,8 @@ class Pipeline:
             served_E = counts_E & [state.row(user) is not None for user in events.users]
         users, stamps = list(compress(events.users, served_E)), list(compress(stamps, served_E))
         coalesced = self.marked.mark(state.number, users, stamps, owned.catching_up)
-        by_code = np.bincount(np.array(events.actions, np.intp)[counted]).tolist()
+        codes = np.array(events.actions, np.intp)[counted]
+        by_code = np.bincount(codes).tolist()
         counts = {names[code]: count for code, count in enumerate(by_code) if count}
         self._metrics.count_folds(counts, np.bincount(outcomes_E, minlength=len(Fold)).tolist(), coalesced)
         if len(counted):
@@ -273,7 +274,8 @@ class Pipeline:
             self._metrics.unknown_actions.inc(
                 sum(count for name, count in counts.items() if name not in self._bundle.manifest.actions)
             )
-            self._judge.judge(state.listed_items[rows_E[counted]], known)
+            wanted = ~np.array(self.actions.negative)[codes]
+            self._judge.judge(state.listed_items[rows_E[counted[wanted]]], known[wanted])
 
     def _forget(self, state: Partition, user: str, offset: int) -> None:
         """The record lies in every partition; one where the user never was must not erase the list of somebody back."""

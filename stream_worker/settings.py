@@ -16,6 +16,7 @@ from pydantic_settings import SettingsError as ParseError
 from stream_worker.errors import SettingsError
 
 PREFIX = "STREAM_WORKER_"
+EXCLUDING = "purchase,dislike,hide"  # actions whose item is not recommended to the user again
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -130,7 +131,7 @@ class StateSettings(EventSettings):
     history_length: int = Field(64, ge=1, le=4096, description="Newest events kept of each user (H).")
     excluded_length: int = Field(32, ge=0, le=4096, description="Newest items kept of excluding actions, per user (E).")
     excluding_actions: str = Field(
-        "purchase,dislike,hide",
+        EXCLUDING,
         description="Actions whose items are kept apart as excluded, comma-separated.",
     )
     max_users_per_partition: int = Field(
@@ -143,7 +144,7 @@ class StateSettings(EventSettings):
     @property
     def excluding(self) -> frozenset[str]:
         """`excluding_actions` as a set."""
-        return frozenset(name.strip() for name in self.excluding_actions.split(",") if name.strip())
+        return names_of(self.excluding_actions)
 
 
 class Settings(StateSettings):
@@ -306,6 +307,11 @@ class SeedSettings(StateSettings):
             return None
         pairs = (pair.split(":") for pair in self.until.split(","))
         return {int(number): int(offset) for number, offset in pairs}
+
+
+def names_of(text: str) -> frozenset[str]:
+    """Names, comma-separated, as a set."""
+    return frozenset(name.strip() for name in text.split(",") if name.strip())
 
 
 def parse_arguments(cls: type[S], argv: Sequence[str], prog: str) -> S:

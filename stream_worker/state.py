@@ -16,6 +16,7 @@ from stream_worker.errors import DataError
 from stream_worker.events import Events
 from stream_worker.excluded import NONE, Excluded
 from stream_worker.fold import Fold, append, insert
+from stream_worker.messages import NEGATIVE_ACTIONS
 from stream_worker.slabs import Eldest, grow
 from stream_worker.vectors import NONE as NO_VECTOR
 from stream_worker.vectors import VectorCache
@@ -36,6 +37,7 @@ class Actions:
     def __init__(self, excluding: frozenset[str] = frozenset()) -> None:
         self.names: list[str] = []
         self.excluding: list[bool] = []  # by code: whether its items are kept apart as excluded
+        self.negative: list[bool] = []  # by code: whether it says that the item is not wanted
         self._codes: dict[str, int] = {}
         self._excluding_names = excluding
 
@@ -54,6 +56,7 @@ class Actions:
             code = self._codes[name] = len(self.names)
             self.names.append(name)
             self.excluding.append(name in self._excluding_names)
+            self.negative.append(name in NEGATIVE_ACTIONS)
         return code
 
 

@@ -237,9 +237,7 @@ def _check(admin: KafkaAdminClient, spec: TopicSpec) -> TopicReport:
         problem = "its settings cannot be read: grant DESCRIBE_CONFIGS, or check them by hand"
         return TopicReport(spec.name, partitions, topic_id, problem=problem, lacking=lacking)
     wrong = [
-        f"{name} is {found.get(name)}, not {value}"
-        for name, value in required.items()
-        if not meets(found, name, value)
+        f"{name} is {found.get(name)}, not {value}" for name, value in required.items() if not meets(found, name, value)
     ]
     fatal = spec.compacted and "compact" not in found.get("cleanup.policy", "")
     return TopicReport(spec.name, partitions, topic_id, problem="; ".join(wrong), fatal=fatal, lacking=lacking)

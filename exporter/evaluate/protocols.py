@@ -17,6 +17,7 @@ from rich.progress import track
 from exporter.evaluate.served import Judged, Listed, Replay, Row
 from exporter.histories import Ints
 from stream_worker.errors import DataError
+from stream_worker.messages import NEGATIVE_ACTIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,11 @@ class Stream:
     def rows(self, part: slice | Ints) -> list[Row]:
         """These events as the worker is fed them."""
         return self.events[part].select("user", "item", "action", "time").rows()
+
+    @cached_property
+    def wanted_E(self) -> NDArray[np.bool_]:
+        """bool [E]: whether a list should have held the item, which is not so where it was hidden or disliked."""
+        return ~self.events["action"].is_in(list(NEGATIVE_ACTIONS)).to_numpy()
 
     @cached_property
     def time_E(self) -> Ints:
@@ -138,17 +144,23 @@ def prequential(replay: Replay, stream: Stream, console: Console) -> Lists:
     replay.feed(stream.rows(slice(0, stream.cut)))
     before = replay.judged()
     listed = []
-    tested = stream.rows(slice(stream.cut, None))
-    for event in track(tested, "walk", console=console, transient=True, disable=not console.is_terminal):
-        listed.append(replay.list_of(event[0]))
+    walked = zip(stream.rows(slice(stream.cut, None)), stream.wanted_E[stream.cut :], strict=True)
+    rest = stream.events.height - stream.cut
+    for event, wanted in track(walked, "walk", rest, console=console, transient=True, disable=not console.is_terminal):
+        if wanted:
+            listed.append(replay.list_of(event[0]))
         replay.feed([event])
     judged = {name: counted - before[name] for name, counted in replay.judged().items()}
-    return _one_target_each(listed, stream, np.arange(stream.cut, stream.events.height), judged)
+    return _one_target_each(listed, stream, stream.cut + np.flatnonzero(stream.wanted_E[stream.cut :]), judged)
 
 
 def leave_one_out(replay: Replay, stream: Stream, console: Console) -> Lists:
-    """Each user's last event, if it comes after the cut, against the list from all events of the user before it."""
-    tested = stream.last_of_user[stream.last_of_user >= stream.cut]
+    """Each user's last event, if it comes after the cut, against the list from all events of the user before it.
+
+    Not of a user who did not want the last item: what came before it would be no longer the last.
+    """
+    last = stream.last_of_user
+    tested = last[(last >= stream.cut) & stream.wanted_E[last]]
     replay.feed(stream.rows(np.setdiff1d(np.arange(stream.events.height), tested)))
     listed = [replay.list_of(user) for user in stream.events[tested]["user"]]
     return _one_target_each(listed, stream, tested, {})
@@ -157,10 +169,10 @@ def leave_one_out(replay: Replay, stream: Stream, console: Console) -> Lists:
 def time_split(replay: Replay, stream: Stream, console: Console) -> Lists:
     """Each user's list at the cut, against all items that the user took after it: lists that are never refreshed."""
     replay.feed(stream.rows(slice(0, stream.cut)))
-    user, item = stream.user_E[stream.cut :], stream.item_E[stream.cut :]
+    tested = stream.cut + np.flatnonzero(stream.wanted_E[stream.cut :])
     # The first event with an item makes it a target; one user's targets stand together.
-    pairs, first = np.unique(np.stack([user, item]), axis=1, return_index=True)
-    event_P = first + stream.cut
+    pairs, first = np.unique(np.stack([stream.user_E[tested], stream.item_E[tested]]), axis=1, return_index=True)
+    event_P = tested[first]
     users_R, first_of_user, list_P = np.unique(pairs[0], return_index=True, return_inverse=True)
     names = stream.events[event_P[first_of_user]]["user"]
     made_R = np.full(len(users_R), stream.cut)
@@ -191,6 +203,8 @@ def _lists(
     row_P: Ints,
     judged: Mapping[str, Judged],
 ) -> Lists:
+    if not listed:
+        raise DataError("events: after the cut nobody took an item; all that is there hides or dislikes one.")
     rows_RK = np.stack([one.rows_K for one, _ in listed])
     scores_RK = np.stack([one.scores_K for one, _ in listed])
     own_R = np.array([own for _, own in listed])

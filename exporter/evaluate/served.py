@@ -72,6 +72,7 @@ class Replay:
             excluded_length=excluded_length,
             checkpoint_interval_s=NEVER_S,
             max_dirty_users=2**31,
+            max_users_per_partition=2**31,
         )
         self._variant = settings.variant
         self._row = {item: row for row, item in enumerate(bundle.items.ids)}
@@ -95,7 +96,10 @@ class Replay:
             self._pipeline.step(0)
         published = self._log.topics[Topic.RECOMMENDATIONS]
         for record in published:
-            if record.value is not None:
+            if record.value is None:  # forgotten
+                assert record.key is not None
+                self._lists.pop(record.key.decode(), None)
+            else:
                 top = decode_list(record.value)
                 self._lists[top.user] = self._listed([self._row[item] for item in top.items], top.scores)
         published.clear()

@@ -16,7 +16,7 @@ Axes: B users, L history length, N items, K list length, P parts.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -40,6 +40,8 @@ FIRST_WEIGHT = 1.0  # before `tune`: about where it ends
 LEAST = 0.05  # weight of the sequence model: its bias is what hides items
 STEPS = 100
 FIT_EVENTS = 2048  # for the weights: P + 2 numbers, and every step looks at all items of all events
+PIECE = 2**24  # scores that are looked at together
+FIT_ITEMS = 16_384  # of more, those that the first weights like best, so that memory does not grow with the catalogue
 
 
 @register
@@ -155,24 +157,26 @@ class Hybrid(Recommender):
 
     def _fit(self, batches: Batches) -> None:
         """Cross-entropy over the weights, by L-BFGS; what they weigh is computed once."""
-        addends_VPN, target_V, open_VN = [], [], []
+        pieces: list[tuple[Tensor, Tensor, Tensor]] = []
         items, popularity_N = self._tensors(), self.popularity.bias_N
         self.eval()
-        with torch.inference_mode():
-            for feeds, target_B in batches:
+        with torch.no_grad():
+            for feeds, target_B in _pieces(batches, items["item_bias"].shape[0]):
                 excluded_BN = exclude(torch.zeros(len(target_B), len(items["item_bias"])), feeds["excluded_items"])
                 reachable_B = excluded_BN.gather(1, target_B[:, None])[:, 0] == 0
                 logs = [_say(part.scores(feeds, items)) for part in self._parts()]
                 popularity_BN = popularity_N.expand_as(excluded_BN)
                 parts_BPN = torch.stack([self.sequence.scores(feeds, items), *logs, popularity_BN], dim=1)
-                addends_VPN.append(parts_BPN[reachable_B])
-                open_VN.append(excluded_BN[reachable_B].clamp(min=MASKED))
-                target_V.append(target_B[reachable_B])
-        if sum(map(len, target_V)):
-            weights = _fitted(torch.cat(addends_VPN), torch.cat(open_VN), torch.cat(target_V))
-            self.weights = weights[1:] / weights[0].clamp(
-                min=LEAST
-            )  # the logits' own changes no order, and costs a pass over N
+                problem = parts_BPN[reachable_B], excluded_BN[reachable_B].clamp(min=MASKED), target_B[reachable_B]
+                pieces.append(_likeliest(*problem))
+        if not pieces:
+            return
+        addends_VPN, open_VN, target_V = (torch.cat(column) for column in zip(*pieces, strict=True))
+        del pieces
+        if len(target_V):
+            weights = _fitted(addends_VPN, open_VN, target_V)
+            # The logits' own changes no order, and costs a pass over N.
+            self.weights = weights[1:] / weights[0].clamp(min=LEAST)
 
     def _keep(self, kinds: Sequence[type[Part]]) -> None:
         """Go on with the parts of these kinds alone: what weighs nothing shall cost nothing."""
@@ -200,6 +204,27 @@ def _say(share: Tensor) -> Tensor:
     return share / (share + HALF)
 
 
+def _pieces(batches: Batches, n: int) -> Iterator[tuple[Tensors, Tensor]]:
+    """The batches in pieces of at most PIECE scores."""
+    most = max(1, PIECE // n)
+    for feeds, target_B in batches:
+        for start in range(0, len(target_B), most):
+            piece = slice(start, start + most)
+            yield {name: tensor[piece] for name, tensor in feeds.items()}, target_B[piece]
+
+
+def _likeliest(addends_BPN: Tensor, open_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same problem over the target and the items that could be taken for it; all of them, where they are few."""
+    parts, n = addends_BPN.shape[1:]
+    if n <= FIT_ITEMS:
+        return addends_BPN, open_BN, target_B
+    first_P = torch.tensor([1.0, *[FIRST_WEIGHT] * (parts - 2), 0.0])
+    blend_BN = torch.einsum("bpn,p->bn", addends_BPN, first_P) + open_BN
+    rows_BM = blend_BN.scatter(1, target_B[:, None], float("inf")).topk(FIT_ITEMS).indices  # the target comes first
+    addends_BPM = addends_BPN.gather(2, rows_BM[:, None].expand(-1, parts, -1))
+    return addends_BPM, open_BN.gather(1, rows_BM), torch.zeros_like(target_B)
+
+
 def _fitted(addends_VPN: Tensor, open_VN: Tensor, target_V: Tensor) -> Tensor:
     """The weights [P], none below 0, with the least cross-entropy of the targets.
 
@@ -209,7 +234,7 @@ def _fitted(addends_VPN: Tensor, open_VN: Tensor, target_V: Tensor) -> Tensor:
     kept = torch.ones(addends_VPN.shape[1], dtype=torch.bool)
     while True:
         weights_P = torch.zeros(len(kept))
-        weights_P[kept] = _solved(addends_VPN[:, kept].clone(), open_VN.clone(), target_V)  # out of inference mode
+        weights_P[kept] = _solved(addends_VPN[:, kept], open_VN, target_V)
         if (weights_P >= 0).all() or not kept[1:].any():
             return weights_P.clamp(min=0)
         kept &= weights_P >= 0

@@ -85,7 +85,7 @@ class MatrixFactorisation(Recommender):
     def tune(self, validation: Iterable[tuple[Tensors, Tensor]]) -> None:
         """Choose the weights whose lists are best."""
         batches = sample(validation)
-        self._fit(best(GRID, lambda weights: self._ndcg(weights, batches)))
+        self._fit(best(GRID, lambda weights: self._ndcg(weights, batches), self.weights))
 
     def adopt(self, tuned: Self) -> None:
         """Factorise anew with its weights."""

@@ -66,9 +66,10 @@ class NCF(TwoTower):
         user_PD = self._users(feeds, items, target_BL)
         target_P = target_BL[target_BL >= 0]
         logits_PN = F.linear(self.dropout(user_PD), items.vectors, items.bias)
+        hardest = min(NEGATIVES, logits_PN.shape[1] - 1)
         with torch.no_grad():  # drawn from the first stage's own softmax, by Gumbel's trick
             noise_PN = -torch.empty_like(logits_PN).exponential_().log()
-            negative_PC = (logits_PN + noise_PN).scatter(1, target_P[:, None], -BELOW).topk(NEGATIVES).indices
+            negative_PC = (logits_PN + noise_PN).scatter(1, target_P[:, None], -BELOW).topk(hardest).indices
         rows_PC = torch.cat([target_P[:, None], negative_PC], 1)
         matched_PC = self._match(user_PD, F.embedding(rows_PC, items.vectors)) + logits_PN.gather(1, rows_PC).detach()
         second = F.cross_entropy(matched_PC, torch.zeros_like(target_P))

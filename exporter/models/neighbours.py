@@ -81,8 +81,8 @@ class NeighbourPart(Part):
 
     def tune(self, batches: Batches) -> None:
         """Damping, then decay."""
-        damping = best(DAMPINGS, lambda damping: self._measure(damping, self.decay, batches))
-        self.set(damping, best(DECAYS, lambda decay: self._measure(damping, decay, batches)))
+        damping = best(DAMPINGS, lambda damping: self._measure(damping, self.decay, batches), self.damping)
+        self.set(damping, best(DECAYS, lambda decay: self._measure(damping, decay, batches), self.decay))
 
     def adopt(self, tuned: Self) -> None:
         """Damping and decay."""

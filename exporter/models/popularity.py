@@ -64,7 +64,7 @@ class Popularity(Recommender):
     def tune(self, validation: Iterable[tuple[Tensors, Tensor]]) -> None:
         """The half-life."""
         batches = sample(validation)
-        self._set(best(HALF_LIVES, lambda half_life: self._measure(half_life, batches)))
+        self._set(best(HALF_LIVES, lambda half_life: self._measure(half_life, batches), self.half_life))
 
     def adopt(self, tuned: Self) -> None:
         """The half-life."""

@@ -51,7 +51,8 @@ def gains(scores_BN: Tensor, target_B: Tensor) -> Tensor:
     return torch.where(found_B, 1 / (rank_B + 1).log2(), 0.0)
 
 
-def best(values: Sequence[Knob], measure: Callable[[Knob], float]) -> Knob:
-    """The value that measures highest, the first of equals."""
+def best(values: Sequence[Knob], measure: Callable[[Knob], float], now: Knob) -> Knob:
+    """The value that measures highest; of equals `now`, if it is one of them, else the first."""
     measured = [measure(value) for value in values]
-    return values[measured.index(max(measured))]
+    equals = [value for value, found in zip(values, measured, strict=True) if found == max(measured)]
+    return now if now in equals else equals[0]

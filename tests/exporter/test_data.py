@@ -195,3 +195,41 @@ def test_what_is_not_wanted_has_codes_of_its_own() -> None:
 def test_too_many_actions_are_refused() -> None:
     with pytest.raises(DataError, match="at most 253"):
         action_codes(pl.DataFrame({"action": [f"a{n}" for n in range(300)]}))
+
+
+@pytest.mark.parametrize("per_second", [1, 10**3, 10**6, 10**9])
+def test_the_unit_of_a_time_is_told_by_its_size(tmp_path: Path, per_second: int) -> None:
+    path = tmp_path / "events.parquet"
+    pl.DataFrame({"user": ["u", "v"], "item": "i", "time": [AT * per_second, (AT + 60) * per_second]}).write_parquet(
+        path
+    )
+    assert load_events(path, COLUMNS)[0]["time"].to_list() == [AT * 1000, (AT + 60) * 1000]
+
+
+def test_ratings_leave_other_actions_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text(f"user,item,time,action,rating\nu,a,{AT},rate,1\nu,b,{AT},purchase,\nu,c,{AT},rate,5\n")
+    events, _ = load_events(path, Columns(rating="rating"))
+    assert events["action"].to_list() == ["dislike", "purchase", "like"]
+
+
+def test_columns_may_lie_within_objects(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(f'{{"who": {{"id": "u1"}}, "what": {{"item": {{"id": "i1"}}}}, "time": {AT}}}\n')
+    events, _ = load_events(path, Columns("who.id", "what.item.id"))
+    assert events.select("user", "item").rows() == [("u1", "i1")]
+    for name in ("who.name", "who.id.more", "time.id", "nobody.id", "who."):
+        with pytest.raises(DataError, match=r"no column .* Name it with --user-column"):
+            load_events(path, Columns(name, "what.item.id"))
+
+
+def test_items_may_be_as_in_a_bundle(tmp_path: Path) -> None:
+    flat, bundled, both = (tmp_path / f"{name}.jsonl" for name in ("flat", "bundled", "both"))
+    flat.write_text('{"item": "i1", "title": "One", "genres": ["Drama", "War"], "year": 1999}\n')
+    bundled.write_text('{"item": "i1", "title": "One", "attributes": {"genres": ["Drama", "War"], "year": 1999}}\n')
+    both.write_text('{"item": "i1", "title": "One", "attributes": {"title": "Two"}}\n')
+    assert load_items(bundled, COLUMNS)[0].equals(load_items(flat, COLUMNS)[0])
+    with pytest.raises(DataError, match="an attribute has the name of a column"):
+        load_items(both, COLUMNS)
+    with pytest.raises(DataError, match=r"no column 'nmae'.*--title-column"):
+        load_items(flat, Columns(title="nmae"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from exporter.parity import check_parity, compare, random_feeds
 from exporter.publish import ABANDONED, UNFINISHED, prune
 from exporter.verification import checks
 from stream_worker.bundle import Bundle
+from stream_worker.content import Featuriser
 from stream_worker.errors import BundleError
 from stream_worker.manifest import CURRENT, FEEDS, MODEL, find_bundle, load_arrays, read_manifest, set_current
 from tests.exporter.conftest import CODES, LENGTH, NOW, K, N, catalogue, new_model, serving
@@ -68,6 +70,28 @@ class Unread(Popularity):
     reads: ClassVar[tuple[str, ...]] = ("history_times",)
 
 
+class Sociable(Popularity):
+    """Its scores hang on the batch."""
+
+    name: ClassVar[str] = "sociable"
+    reads: ClassVar[tuple[str, ...]] = ("history_items",)
+
+    def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
+        taken_B1 = (feeds["history_items"] >= 0).float().sum(1, keepdim=True)
+        return items["item_bias"] + taken_B1 / (1 + taken_B1.mean())
+
+
+class Counting(Popularity):
+    """It counts columns from the left, where there may be padding."""
+
+    name: ClassVar[str] = "counting"
+    reads: ClassVar[tuple[str, ...]] = ("history_items",)
+
+    def scores(self, feeds: Tensors, items: Tensors) -> Tensor:
+        is_item_BL = (feeds["history_items"] >= 0).float()
+        return items["item_bias"] + (is_item_BL.cumsum(1) * 0 + is_item_BL).mean(1, keepdim=True)
+
+
 PLAN = Plan(N, counted(range(N)), length=LENGTH)
 
 
@@ -77,6 +101,8 @@ PLAN = Plan(N, counted(range(N)), length=LENGTH)
         (Drifting, "a list differs"),
         (Inattentive, "a score is NaN"),
         (Unread, "history_times is not used"),
+        (Sociable, "change by .* with the others of the batch"),
+        (Counting, "or with empty columns before the history"),
     ],
 )
 def test_a_broken_graph_fails_the_export_and_leaves_nothing(
@@ -167,6 +193,13 @@ def test_fewer_items_than_k_still_make_a_bundle(tmp_path: Path) -> None:
     small.check_example()
     assert small.warm_up() > 0
     assert len(small.default_list) == 2
+
+
+def test_precomputed_vectors_are_not_written_beside_the_items(tmp_path: Path) -> None:
+    vectors = catalogue().with_columns(attributes=pl.struct(year=1999, vector=pl.lit([0.5, 0.25])))
+    featuriser = Featuriser.fit([("", row["attributes"]) for row in vectors.iter_rows(named=True)], "vector")
+    path = write_bundle(tmp_path, new_model("popularity"), vectors, serving(), NOW, featuriser)
+    assert Bundle(path).rows[0].attributes == {"year": 1999}
 
 
 def test_a_second_export_in_the_same_second_is_another_bundle(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from exporter.export import write_bundle
 from exporter.histories import Horizon
 from exporter.models import Hybrid, Plan, attention, create, hybrid, parts
 from exporter.models.personal import PersonalPart
+from exporter.models.tuning import sample
 from exporter.training import seed_everything
 from stream_worker.bundle import Bundle
 from tests.exporter.conftest import LENGTH, NOW, K, N, catalogue, new_model, serving
@@ -46,6 +47,23 @@ def test_nothing_to_validate_on_keeps_the_weights() -> None:
     weights = model.weights.clone()
     model.tune([])
     assert torch.equal(model.weights, weights)
+
+
+def test_of_many_items_the_likeliest_give_about_the_weights_that_all_give(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = random_log(seed, N)
+    batches = sample(histories_before(log, np.arange(600, len(log)), Horizon(LENGTH)))
+    whole, part, pieces = untrained(seed), untrained(seed), untrained(seed)
+    whole._fit(batches)  # noqa: SLF001
+    monkeypatch.setattr(hybrid, "FIT_ITEMS", N - 5)
+    part._fit(batches)  # noqa: SLF001
+    assert not torch.equal(part.weights, whole.weights)
+    torch.testing.assert_close(part.weights, whole.weights, rtol=0.25, atol=0.25)
+    monkeypatch.setattr(hybrid, "FIT_ITEMS", N)
+    monkeypatch.setattr(hybrid, "PIECE", 3 * N)
+    pieces._fit(batches)  # noqa: SLF001
+    torch.testing.assert_close(pieces.weights, whole.weights, rtol=1e-3, atol=1e-3)
 
 
 def test_personal_frequency_is_part_of_it_where_items_may_be_listed_again(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Training on data with a known right answer."""
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -11,14 +13,18 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional
 
+from exporter import experiment as experiment_module
 from exporter.cli import main
 from exporter.data import Columns, load_events
 from exporter.evaluation import hit_rate, prequential, scorer_of
+from exporter.experiment import load
+from exporter.experiment import trained as trained_model
 from exporter.histories import Horizon, Log
-from exporter.models import Plan, Recommender, create
+from exporter.models import Plan, Popularity, Recommender, create
 from exporter.models.base import Tensors
 from exporter.models.sampled import Sampling, sampled_softmax
 from exporter.models.sasrec import SASRec
+from exporter.settings import TrainSettings
 from exporter.trainer import Recipe, Schedule, batches_of
 from exporter.training import Course, fit, refit, seed_everything
 from stream_worker.errors import DataError, SettingsError
@@ -175,6 +181,82 @@ def test_a_checkpoint_of_another_run_is_refused_and_none_starts_anew(log: Log, t
     Path(f"{path}.fit").write_bytes(b"half")
     with pytest.raises(SettingsError, match="not readable"):
         fit(interruptible(log), log, split, HORIZON, recipe, path, QUIET, resume=True)
+
+
+def test_no_list_is_tuned_to_hold_what_was_disliked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned_to: list[int] = []
+
+    def tune(self: Recommender, validation: Iterable[tuple[Tensors, torch.Tensor]]) -> None:
+        tuned_to.extend(int(target) for _, target_B in validation for target in target_B)
+
+    monkeypatch.setattr(Popularity, "tune", tune)
+    path = write_events(tmp_path / "events.csv")
+    events = pl.read_csv(path).with_row_index("number")
+    disliked = pl.when(pl.col("number") % 3 == 0).then(pl.lit("dislike")).otherwise(pl.lit("view"))
+    events.with_columns(action=disliked).write_csv(path)
+    settings = TrainSettings(events=path, out=tmp_path / "models", model="popularity", threads=1)
+    experiment = load(settings, QUIET)
+    trained_model(experiment, settings, QUIET)
+    part = experiment.log[experiment.validation : experiment.test]
+    assert part.negative_E.any()
+    assert sorted(tuned_to) == sorted(part.item_E[~part.negative_E].tolist())
+
+
+def test_runs_with_other_flags_have_checkpoints_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, out = write_events(tmp_path / "events.csv"), tmp_path / "models"
+    flags = ["train", "--model", "sasrec", "--events", str(events), "--out", str(out), "--threads", "1", "--dim", "16"]
+    flags += ["--max-epochs", "2", "--device", "cpu"]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment_module, "refit", interrupt)
+        assert main([*flags, "--dropout", "0.2"]) == 130
+        assert "`train --resume` goes on" in capsys.readouterr().err
+        assert main([*flags, "--dropout", "0.4"]) == 130
+    left = sorted(path.name for path in out.iterdir())
+    assert len({name.split(".checkpoint")[0] for name in left}) == 2, left
+    assert main([*flags, "--dropout", "0.3", "--resume"]) == 2
+    assert "of a run with other flags" in capsys.readouterr().err
+    assert main([*flags, "--dropout", "0.4", "--resume", "--threads", "2"]) == 0
+    assert "resume: after epoch 2" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir() if path.name.startswith(".")} < set(left)
+
+
+def test_few_items_are_enough_for_hard_negatives(tmp_path: Path) -> None:
+    for items in (1, 5, 64):
+        path = write_events(tmp_path / "events.csv", items=items)
+        log = Log.of(load_events(path, Columns())[0], [f"i{row}" for row in range(items)], {"view": 1}, [])
+        seed_everything(0)
+        model = create("ncf", Plan(items, log, length=10, dim=8))
+        assert fit(model, log, int(len(log) * 0.9), HORIZON, Recipe(max_epochs=1), tmp_path / "best.pt", QUIET).losses
+
+
+class Normalised(SASRec):
+    """A model of one's own with a buffer that training changes."""
+
+    name: ClassVar[str] = "normalised"
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.normalise = torch.nn.BatchNorm1d(1)
+
+    def loss(self, feeds: Tensors, target_BL: torch.Tensor) -> torch.Tensor:
+        self.normalise(feeds["history_times"].float().mean(1, keepdim=True) / 1e12)
+        return super().loss(feeds, target_BL)
+
+
+def test_buffers_of_a_model_go_with_its_weights(log: Log, tmp_path: Path) -> None:
+    seed_everything(0)
+    model = Normalised(Plan(ITEMS, log, length=10, dim=16))
+    recipe = Recipe(max_epochs=2)
+    fit(model, log, int(len(log) * 0.9), HORIZON, recipe, tmp_path / "best.pt", QUIET)
+    mean = model.normalise.running_mean
+    assert mean is not None
+    assert mean.item() > 0.1, "the initial one is 0"
 
 
 def test_the_step_size_rises_in_a_line_and_falls_in_a_cosine() -> None:

@@ -363,6 +363,8 @@ def test_judged_against_the_list_before_the_event(popularity: Bundle) -> None:
     world.settle()
     world.event("u1", "nowhere", second=2)  # a miss
     world.settle()
+    world.event("u1", world.lists()[-1].items[0], second=3, action="hide")  # the first of the list, and no hit
+    world.settle()
     assert (value("judged", list="default"), value("judged", list="own")) == (1, 2)
     assert value("hits", list="default", k="1") == 1
     assert [value("hits", list="own", k=k) for k in ("1", "5", "10")] == [0, 1, 1]
