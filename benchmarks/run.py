@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join([*_head(result), *benchmark.table(result)]))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+    return 1 if result.get("failed") else 0
 
 
 def _parser() -> argparse.ArgumentParser:

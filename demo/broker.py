@@ -146,6 +146,17 @@ class Broker:
         assert self._door is not None, "it has none"
         return f"{HOST}:{self._door.port}"
 
+    def follower(self, number: int) -> "Broker":
+        """One more broker of the same cluster, while this one, which decides for all, runs."""
+        assert self.pid, "start this one first"
+        properties = {
+            "process.roles": "broker",
+            "node.id": str(number),
+            "listeners": "PLAINTEXT://{host}:{port}",
+            "controller.quorum.voters": f"1@{HOST}:{self._controller_port}",
+        }
+        return Broker(properties=self._properties | properties)
+
     @property
     def log(self) -> Path:
         """What the broker wrote; every start appends."""
@@ -263,13 +274,14 @@ class Broker:
             raise TransportError(f"Kafka could not format {self.data}\n{self._tail(log_start)}")
 
     def _options(self) -> list[str]:
+        folder = f"-Djava.io.tmpdir={self.data}"  # a killed JVM leaves its native libraries there
         if self._jvm_options is not None:
-            return self._jvm_options
+            return [folder, *self._jvm_options]
         archive = _archive()
         if not archive.exists():
-            return []
+            return [folder]
         # A stale archive is ignored by the JVM, not an error: only the start is slower.
-        return [f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:class+path=off"]
+        return [folder, f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:class+path=off"]
 
     def _await_ready(self, deadline: float, timeout_s: float, log_start: int) -> None:
         """Until the broker names itself in its metadata: the port alone opens before it takes requests."""

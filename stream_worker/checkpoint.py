@@ -58,13 +58,16 @@ class Checkpoints:
             metrics.checkpoint_failures.labels(cause=cause.value)
         metrics.checkpoint_age.set_function(lambda: time.monotonic() - self._confirmed_at)
 
-    def step(self, owned: Mapping[int, Owned], held_back: Iterable[tuple[int, int]]) -> Outcome | None:
+    def step(
+        self, owned: Mapping[int, Owned], held_back: Iterable[tuple[int, int]], crowded: bool = False
+    ) -> Outcome | None:
         """See what became of the one under way; start the next when it is due. Returns a failure that was learnt.
 
         Args:
             owned: our partitions, with all rebalances followed that the last poll brought.
             held_back: (partition, offset) of records whose rejection or erasure is not acknowledged; a position
                 does not pass them.
+            crowded: whether there are too many of them, so that no more events may be read.
 
         Raises:
             FencedError: another process has our identity, or the broker refuses again and again.
@@ -78,7 +81,7 @@ class Checkpoints:
             self._start(owned, held_back)
         # Without room for more changes, or without knowing whether they can be written, no more events.
         stuck = self.failure is not None and self.failure.cause is not Cause.MEMBERSHIP
-        self._transport.hold(stuck or (full and self._parts is not None))
+        self._transport.hold(stuck or crowded or (full and self._parts is not None))
         return outcome
 
     def owes(self, owned: Mapping[int, Owned]) -> bool:

@@ -58,9 +58,10 @@ def replay(argv: Sequence[str]) -> None:
     transport.open()
     try:
         pipeline = Pipeline(settings, bundle, transport, metrics, clock=None)
-        while not transport.exhausted:
+        while not transport.exhausted or pipeline.marked:
             pipeline.step(0)
-        pipeline.drain(settings.drain_timeout_s)
+        drained = pipeline.drain(settings.drain_timeout_s)
+        assert drained, "files acknowledge at once"
     finally:
         transport.close()
     counted = {name: metrics.total(name) for name in ("events", "lists", "rejected", "duplicates", "late", "unknown")}

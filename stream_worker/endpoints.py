@@ -9,6 +9,8 @@ from prometheus_client.exposition import choose_encoder
 
 from stream_worker.errors import SettingsError
 
+IDLE_S = 120  # of a connection; a scraper that vanished would else keep its thread for ever
+
 Check = Callable[[], str | None]  # None if all is well, else what is not
 
 
@@ -37,6 +39,7 @@ class Endpoints:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            timeout = IDLE_S
 
             def do_GET(self) -> None:
                 status, kind, body = endpoints.answer(self.path.partition("?")[0], self.headers.get("Accept", ""))

@@ -6,7 +6,8 @@ first, whose own error says more.
 
 import gc
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kafka.errors import (
     AuthorizationError,
@@ -24,8 +25,31 @@ from stream_worker.errors import DataError, SettingsError, StreamWorkerError, Tr
 if TYPE_CHECKING:
     from stream_worker.settings import KafkaSettings
 
+Client = TypeVar("Client")
+
 TIMEOUT_MS = 5000
 ACLS = "docs/operations.md, Permissions, lists what is needed"
+
+
+def made(kind: Callable[..., Client], options: Mapping[str, Any]) -> Client:
+    """A client of kafka-python. One that cannot be made would leave its thread and its sockets behind, for ever.
+
+    Raises:
+        kafka.errors.KafkaError: no broker answers.
+    """
+    inner: list[KafkaNetClient] = []
+
+    def remembered(**config: Any) -> KafkaNetClient:
+        inner.append(KafkaNetClient(**config))
+        return inner[-1]
+
+    try:
+        return kind(**options, kafka_client=remembered)
+    except BaseException:
+        for client in inner:
+            client.close()
+        gc.collect()  # what could not connect leaves its socket in a cycle of references
+        raise
 
 
 def knock(settings: "KafkaSettings") -> None:

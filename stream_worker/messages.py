@@ -161,14 +161,19 @@ class EventDecoder:
         try:
             time_ms = _rfc3339_ms(time) if isinstance(time, str) else int(time)
         except (ValueError, OverflowError) as error:
-            raise RejectedEventError("invalid_field", f"{path}: {error}") from None
+            raise RejectedEventError(
+                "invalid_field", f"{path} is neither epoch milliseconds nor RFC 3339", str(error)
+            ) from None
         if time_ms < EARLIEST_MS:
-            raise RejectedEventError("time_too_old", f"{path} is {time_ms} ms, before 1990: it looks like seconds")
+            raise RejectedEventError("time_too_old", f"{path} is before 1990: it looks like seconds", f"{time_ms} ms")
         if timestamp != NO_TIMESTAMP and time_ms > timestamp + self._max_future_ms:
-            ahead_s = (time_ms - timestamp) // 1000
-            raise RejectedEventError("time_in_future", f"{path} is {ahead_s} s ahead of the record's Kafka timestamp")
+            raise RejectedEventError(
+                "time_in_future",
+                f"{path} is too far ahead of the record's Kafka timestamp",
+                f"by {(time_ms - timestamp) // 1000} s",
+            )
         if time_ms >= LATEST_MS:
-            raise RejectedEventError("time_in_future", f"{path} is {time_ms} ms, after 2106: is it microseconds?")
+            raise RejectedEventError("time_in_future", f"{path} is after 2106: is it microseconds?", f"{time_ms} ms")
         return time_ms
 
 

@@ -1,5 +1,6 @@
 """What was handed to the transport and is not acknowledged, and what must therefore be made or sent again."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,9 @@ from stream_worker.metrics import Metrics
 from stream_worker.ownership import Lease
 from stream_worker.state import Partition
 from stream_worker.transports.base import Topic, Transport
+
+FIRST_RETRY_S, MOST_RETRY_S = 0.1, 5.0  # between two attempts at what is no list, and was refused
+MOST_REJECTS_BYTES = 2**26  # of rejected events that wait
 
 
 @dataclass(eq=False, slots=True)
@@ -55,7 +59,9 @@ class Outbox:
         self._max_in_flight = max_in_flight
         self.nbytes = 0  # of keys and values that are not acknowledged
         self._outstanding: set[Sent] = set()
-        self._waiting: list[Sent] = []  # no lists: what failed, and tombstones for which there was no room; in order
+        self._rejects: list[Sent] = []  # rejected events that failed
+        self._waiting: list[Sent] = []  # tombstones that failed, or for which there was no room; in order
+        self._retry_s, self._retry_at = FIRST_RETRY_S, -math.inf  # of what waits; monotonic
         self._unsent: list[Sent] = []  # lists that were not published, because the lease had run out
         self._lists = metrics.lists.labels(model=model, variant=variant)
         self._failures = {topic: metrics.publish_failures.labels(topic=topic.value) for topic in Topic}
@@ -74,7 +80,7 @@ class Outbox:
         timestamp_ms = int(time.time() * 1000)
         if not self._lease.valid:
             for sent in some:
-                (self._unsent if sent.mark else self._waiting).append(sent)
+                (self._unsent if sent.mark else self._queue(sent)).append(sent)
             return
         self._outstanding.update(some)
         publish = self._transport.publish
@@ -88,13 +94,16 @@ class Outbox:
         self.send_waiting()
 
     def send_waiting(self) -> None:
-        """Publish what waits and is no list: what failed, and tombstones."""
-        if not (self._waiting and (room := self.room)):
+        """Publish what waits and is no list."""
+        if not ((self._rejects or self._waiting) and time.monotonic() >= self._retry_at and (room := self.room)):
             return
+        rejects, self._rejects = self._rejects[:room], self._rejects[room:]
+        self.send(rejects)
+        room -= len(rejects)
         some, self._waiting = self._waiting[:room], self._waiting[room:]
         now = []
         for sent in some:
-            row = sent.state.row(sent.user) if sent.topic is Topic.RECOMMENDATIONS else None
+            row = sent.state.row(sent.user)
             if row is not None and sent.state.listed_offset[row] > sent.offset:
                 continue  # the user has come back, and a list has replaced what was to be erased
             if row is not None and any(
@@ -110,6 +119,7 @@ class Outbox:
         failed, self._unsent = self._unsent, []
         listed: dict[Partition, list[Sent]] = defaultdict(list)
         waited_s: dict[bool, list[float]] = {False: [], True: []}
+        refused = False
         for sent, has_failed, at in self._transport.deliveries():
             if sent not in self._outstanding:
                 continue  # its partition is no longer ours
@@ -118,12 +128,21 @@ class Outbox:
             mark = sent.mark
             if has_failed:
                 self._failures[sent.topic].inc()
-                (failed if mark else self._waiting).append(sent)
+                if mark:
+                    failed.append(sent)
+                else:
+                    self._queue(sent).append(sent)
+                    refused = True
             elif mark:
                 listed[sent.state].append(sent)
                 waited_s[mark.catching_up].append(at - mark.oldest_timestamp / 1000)
-            elif sent.topic is Topic.RECOMMENDATIONS:
-                sent.state.erased(sent.user)
+            else:
+                self._retry_s = FIRST_RETRY_S
+                if sent.topic is Topic.RECOMMENDATIONS:
+                    sent.state.erased(sent.user)
+        if refused:  # each failure costs a producer, and all lists wait for the next one
+            self._retry_s = min(MOST_RETRY_S, 2 * self._retry_s)
+            self._retry_at = time.monotonic() + self._retry_s
         for state, lists in listed.items():
             state.listed([sent.user for sent in lists], [sent.offset for sent in lists])
             self._lists.inc(len(lists))
@@ -135,6 +154,7 @@ class Outbox:
     def drop(self, state: Partition) -> None:
         """Forget what concerns a partition that is no longer ours."""
         self._outstanding = {sent for sent in self._outstanding if sent.state is not state}
+        self._rejects = [sent for sent in self._rejects if sent.state is not state]
         self._waiting = [sent for sent in self._waiting if sent.state is not state]
         self._unsent = [sent for sent in self._unsent if sent.state is not state]
         self.nbytes = sum(sent.nbytes for sent in self._outstanding)
@@ -142,13 +162,21 @@ class Outbox:
     @property
     def held_back(self) -> Iterator[tuple[int, int]]:
         """(partition, offset) of the events whose rejection or erasure is not acknowledged."""
-        for sent in (*self._outstanding, *self._waiting):
+        for sent in (*self._outstanding, *self._rejects, *self._waiting):
             if sent.mark is None:
                 yield sent.state.number, sent.offset
 
     def __len__(self) -> int:
         """How much is not acknowledged."""
-        return len(self._outstanding) + len(self._waiting) + len(self._unsent)
+        return len(self._outstanding) + len(self._rejects) + len(self._waiting) + len(self._unsent)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many rejected events wait that no more may come: their topic takes none."""
+        return sum(sent.nbytes for sent in self._rejects) > MOST_REJECTS_BYTES
+
+    def _queue(self, sent: Sent) -> list[Sent]:
+        return self._rejects if sent.topic is Topic.REJECTED else self._waiting
 
 
 def _replaced(sent: Sent) -> bool:

@@ -274,7 +274,7 @@ class Pipeline:
             self._metrics.unknown_actions.inc(
                 sum(count for name, count in counts.items() if name not in self._bundle.manifest.actions)
             )
-            wanted = ~np.array(self.actions.negative)[codes]
+            wanted = ~np.array(self.actions.negative)[codes] & served_E[counted]  # the row may be another user's now
             self._judge.judge(state.listed_items[rows_E[counted[wanted]]], known[wanted])
 
     def _forget(self, state: Partition, user: str, offset: int) -> None:
@@ -331,7 +331,7 @@ class Pipeline:
     # -- checkpoint ----------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        failed = self._checkpoints.step(self.owned, self._outbox.held_back)
+        failed = self._checkpoints.step(self.owned, self._outbox.held_back, self._outbox.crowded)
         if failed is not None and failed.cause is Cause.MEMBERSHIP:
             self._lease.doubt()
         now = time.monotonic()

@@ -23,7 +23,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from stream_worker.connection import for_kafka_python
-from stream_worker.entrance import knock
+from stream_worker.entrance import knock, made
 from stream_worker.errors import DataError, SettingsError, TransportError
 from stream_worker.messages import SCHEMA, TopK, decode_list
 
@@ -150,8 +150,9 @@ class Recommendations:
             knock(self._settings)
             connection = for_kafka_python(self._settings)
         try:
-            consumer = KafkaConsumer(
-                **{
+            consumer = made(
+                KafkaConsumer,
+                {
                     **connection,
                     "bootstrap_timeout_ms": CONNECT_TIMEOUT_MS,
                     "group_id": None,
@@ -161,7 +162,7 @@ class Recommendations:
                     "reconnect_backoff_max_ms": 1000,
                     "max_poll_records": MAX_RECORDS,
                     **self._options,
-                }
+                },
             )
         except KafkaError as error:
             raise TransportError(f"broker {self._bootstrap}: {error}. Is it running, and the address right?") from error
@@ -203,7 +204,8 @@ class Recommendations:
         """Read on: new lists and erasures, in order. Waits at most `timeout_s` for the first.
 
         Raises:
-            DataError: a record is not a list of this schema; the reader is older than the worker.
+            DataError: a record is not a list of this schema; the reader is older than the worker. All others of the
+                same poll have been read, and `latest` knows them.
         """
         try:
             batches = self._open_consumer.poll(timeout_ms=int(timeout_s * 1000))
@@ -213,17 +215,21 @@ class Recommendations:
             log.warning("lists cannot be read, trying again", topic=self._topic, error=str(error))
             return []
         updates = []
+        foreign: DataError | None = None
         for partition, records in batches.items():
             for record in records:
                 try:
                     update = self._newest.take(record.key.decode(), record.value)
                 except (ValueError, AttributeError, msgspec.DecodeError) as error:
-                    raise DataError(
+                    foreign = DataError(
                         f"{self._topic}-{partition.partition}@{record.offset}: not a list that this version reads: "
                         f"{error}. Does something else write to the topic, or is the worker newer than this reader?"
-                    ) from error
+                    )
+                    continue
                 if update is not None:
                     updates.append(update)
+        if foreign is not None:
+            raise foreign
         return updates
 
     def wait_caught_up(self, timeout_s: float = 60) -> None:
@@ -245,6 +251,8 @@ class Recommendations:
                 self.poll(POLL_S)
         except KafkaError as error:
             raise TransportError(f"broker {self._bootstrap}: {error}. Is it running, and the address right?") from error
+        except KeyError as error:  # the client's way to say that it has no leader
+            raise TransportError(f"topic {self._topic!r}: partition {error} has no leader at the moment.") from error
 
     @property
     def _open_consumer(self) -> KafkaConsumer:

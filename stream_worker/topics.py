@@ -13,7 +13,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.partitioner.default import murmur2
 
 from stream_worker.connection import for_kafka_python
-from stream_worker.entrance import away, knock, lacks
+from stream_worker.entrance import away, knock, lacks, made
 from stream_worker.errors import DataError, SettingsError
 from stream_worker.settings import KafkaSettings, TopicsSettings
 
@@ -193,7 +193,7 @@ def admin_client(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
     """A client, whose exceptions are ours."""
     knock(settings)
     try:
-        admin = KafkaAdminClient(**admin_options(settings))
+        admin = made(KafkaAdminClient, admin_options(settings))
     except kafka.errors.KafkaError as error:
         raise away(settings, error) from error
     try:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stream_worker.manifest import RING_NEW, RING_PLACES
 from stream_worker.slabs import Eldest, grow
 
+VECTOR = "vector"  # what is no ring
 NONE = 0  # the key and slot of everybody of whom nothing is kept; it stays zero
 FIRST_SLOTS = 64
 GROWTH_BYTES = 2**26  # slabs double up to this, and then grow by it
@@ -34,15 +35,17 @@ class VectorCache:
     Args:
         shapes: what is kept of a user, by name: `vector` and rings, as the manifest has them.
         most: slots; None for as many as fit into `DEFAULT_BYTES`.
-        precision: at rest; half of it halves the memory.
+        precision: of rings at rest; half of it halves the memory. A vector stays as it is: a model may add to it event
+            by event, and what is less than half a step would be lost for ever.
     """
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], most: int | None = None, precision: Precision = "float32"
     ) -> None:
-        self.slot_bytes = np.dtype(precision).itemsize * max(1, sum(math.prod(shape) for shape in shapes.values()))
+        kinds = {name: np.dtype("float32" if name == VECTOR else precision) for name in shapes}
+        self.slot_bytes = max(1, sum(kinds[name].itemsize * math.prod(shape) for name, shape in shapes.items()))
         self.most = max(1, DEFAULT_BYTES // self.slot_bytes) if most is None else most
-        self._slabs: Arrays = {name: np.zeros((1, *shape), precision) for name, shape in shapes.items()}
+        self._slabs: Arrays = {name: np.zeros((1, *shape), kinds[name]) for name, shape in shapes.items()}
         self._key = np.zeros(1, np.int64)
         self._kept_at = np.full(1, NEVER, np.int64)
         self._claims = 0
@@ -147,7 +150,7 @@ def write(
 ) -> None:
     """Put what a graph gave these of its users into their slots: the vector, and of rings the places of new events."""
     for name, slab_CRE in slabs.items():
-        if name == "vector":
+        if name == VECTOR:
             slab_CRE[slots_B[users_b]] = outputs["updated_vector"][users_b]
             continue
         places_bM = outputs[RING_PLACES][users_b]

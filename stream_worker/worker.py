@@ -56,15 +56,15 @@ class Worker:
         """
         with self._signals():
             try:
-                self.startup()
-                self.main_loop()
-                self.shutdown()
+                if self.startup():
+                    self.main_loop()
+                    self.shutdown()
             finally:
                 self._transport.close()
                 self._endpoints.close()
 
-    def startup(self) -> None:
-        """Listen, warm up, reach the broker."""
+    def startup(self) -> bool:
+        """Listen, warm up, reach the broker. Whether it was reached before somebody asked for the end."""
         allocation.keep_memory_flat()
         port = self._endpoints.start()
         bundle, manifest, most = self._bundle, self._bundle.manifest, self._settings.batch_users
@@ -87,8 +87,12 @@ class Worker:
         self._not_ready = "waiting for the broker"
         while not self._stopping and not self._open_transport():
             self._beat = time.monotonic()
+        if self._stopping:
+            log.info("stopped before it began")
+            return False
         allocation.settle()
         self._pipeline = Pipeline(self._settings, self._bundle, self._transport, self._metrics)
+        return True
 
     def main_loop(self) -> None:
         """One step after the other."""

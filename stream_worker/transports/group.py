@@ -76,6 +76,7 @@ class GroupTransport(ABC):
         self._unresolved: list[int] = []  # assigned, ends not yet asked for
         self._ours: set[int] = set()  # assigned, ends known
         self._next: dict[int, int] = {}  # those of them that deliver: the offset that is delivered next
+        self._told: list[int] = []  # those of which the log says that they are not resolved
         self._resolve_after = -math.inf  # monotonic
         self._held = False
         self._membership: Membership | None = None  # as it was when the last poll began to drain rebalances
@@ -208,7 +209,7 @@ class GroupTransport(ABC):
 
     @abstractmethod
     def _bounds(self, numbers: Sequence[int]) -> Bounds | None:
-        """Where these start and end; None if the broker does not answer."""
+        """Where these start and end, but for those that have no leader now; None if the broker does not answer."""
 
     @abstractmethod
     def _position(self, number: int) -> int:
@@ -266,11 +267,16 @@ class GroupTransport(ABC):
         if not self._unresolved or time.monotonic() < self._resolve_after:
             return []
         bounds = self._bounds(self._unresolved)
-        if bounds is None:
+        new = [number for number in self._unresolved if bounds is not None and number in bounds.ends]
+        self._unresolved = [number for number in self._unresolved if number not in new]
+        if self._unresolved:
             self._resolve_after = time.monotonic() + ASK_AGAIN_S
+            if self._unresolved != self._told:
+                log.warning("partitions without a leader, or an answer; asking again", partitions=self._unresolved)
+        self._told = self._unresolved
+        if bounds is None or not new:
             return []
         self.topic_id = bounds.topic_id or self.topic_id
-        new, self._unresolved = self._unresolved, []
         self._ours |= set(new)
         self._changelog.start(new)
         return [Assigned(number, bounds.starts[number], bounds.ends[number]) for number in new]

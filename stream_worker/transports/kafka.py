@@ -15,6 +15,9 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import (
     AuthorizationError,
     FencedInstanceIdError,
+    GroupMaxSizeReachedError,
+    InconsistentGroupProtocolError,
+    InvalidSessionTimeoutError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -22,7 +25,8 @@ from kafka.errors import (
 from kafka.structs import MemberState
 
 from stream_worker.connection import for_kafka_python
-from stream_worker.entrance import away, forbidden
+from stream_worker.entrance import away, forbidden, made
+from stream_worker.errors import DataError, SettingsError
 from stream_worker.settings import Settings
 from stream_worker.transports.base import Record
 from stream_worker.transports.checkpoint_writer import instance_fenced
@@ -42,6 +46,9 @@ from stream_worker.transports.kafka_records import read_lightly
 from stream_worker.transports.kafka_topics import TopicWatch
 
 log = structlog.get_logger(__name__)
+
+NO_LEADER = -1
+GROUP_ERRORS = (GroupMaxSizeReachedError, InconsistentGroupProtocolError)
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
@@ -80,7 +87,7 @@ class KafkaTransport(GroupTransport):
         s = self._settings
         try:
             self._producer = KafkaPythonProducer(s)
-            self._consumer = KafkaConsumer(**consumer_options(s))
+            self._consumer = made(KafkaConsumer, consumer_options(s))
             self._mends = ConsumerMends(self._consumer)
             read_lightly(self._consumer)
             self._consumer.subscribe([s.events_topic], listener=_Listener(self._rebalanced))
@@ -130,6 +137,13 @@ class KafkaTransport(GroupTransport):
             raise instance_fenced(self._settings) from error
         except AuthorizationError as error:
             raise forbidden(self._settings, error) from error
+        except InvalidSessionTimeoutError as error:
+            raise SettingsError(
+                f"--session-timeout-s {self._settings.session_timeout_s:g}: the brokers do not allow it. See their "
+                "group.min.session.timeout.ms and group.max.session.timeout.ms: by default 6 s to 30 min."
+            ) from error
+        except GROUP_ERRORS as error:
+            raise DataError(f"group {self._settings.group!r}: {error}. Choose another --group?") from error
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -161,8 +175,9 @@ class KafkaTransport(GroupTransport):
         if self._consumer is None:
             return math.inf
         heartbeat = self._consumer._coordinator.heartbeat  # noqa: SLF001 - the public metric tells what was sent only
-        if heartbeat.last_receive >= heartbeat.last_send:  # answered, and none asked since
-            self._contact_at = max(self._contact_at, heartbeat.last_send)
+        asked_at = heartbeat.last_send  # once: the client's thread may send the next one meanwhile
+        if heartbeat.last_receive >= asked_at:  # answered, and none asked since
+            self._contact_at = max(self._contact_at, asked_at)
         return time.monotonic() - self._contact_at
 
     def missing_topics(self) -> Sequence[str]:
@@ -221,11 +236,18 @@ class KafkaTransport(GroupTransport):
     def _bounds(self, numbers: Sequence[int]) -> Bounds | None:
         consumer = self._open_consumer
         timeout_ms = int(REQUEST_TIMEOUT_S * 1000)
-        partitions = [self._partition(number) for number in numbers]
+        cluster = consumer._cluster  # noqa: SLF001 - of a partition without a leader the public way raises KeyError
+        partitions = [
+            one for one in map(self._partition, numbers) if cluster.leader_for_partition(one) not in (None, NO_LEADER)
+        ]
+        if len(partitions) < len(numbers):
+            cluster.request_update()
+        if not partitions:
+            return None
         try:
             starts = consumer.beginning_offsets(partitions, timeout_ms=timeout_ms)
             ends = consumer.end_offsets(partitions, timeout_ms=timeout_ms)
-        except KafkaError as error:
+        except (KafkaError, KeyError) as error:  # the latter if the leader has gone meanwhile
             log.warning("where partitions end is not known yet, asking again", error=str(error))
             return None
         return Bounds(

@@ -8,6 +8,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from stream_worker.connection import for_kafka_python
+from stream_worker.entrance import made
 from stream_worker.settings import KafkaSettings
 from stream_worker.transports.base import Record
 from stream_worker.transports.changelog_reader import FETCH_BYTES, FETCH_MAX_WAIT_MS, ChangelogReader
@@ -15,7 +16,6 @@ from stream_worker.transports.kafka_records import read_lightly
 
 log = structlog.get_logger(__name__)
 
-POSITION_TIMEOUT_MS = 1000
 CONNECT_TIMEOUT_MS = 2000
 
 
@@ -57,7 +57,7 @@ class KafkaPythonChangelog(ChangelogReader[KafkaConsumer]):
 
     def _assign(self) -> KafkaConsumer:
         if self._client is None:
-            self._client = KafkaConsumer(**changelog_consumer_options(self._settings))
+            self._client = made(KafkaConsumer, changelog_consumer_options(self._settings))
             read_lightly(self._client)
         partitions = {self._partition(number) for number in self._numbers}
         if self._client.assignment() != partitions:
@@ -68,7 +68,10 @@ class KafkaPythonChangelog(ChangelogReader[KafkaConsumer]):
     def _at_end(self, consumer: KafkaConsumer, number: int) -> bool:
         partition = self._partition(number)
         end = consumer.highwater(partition)
-        return end is not None and consumer.position(partition, timeout_ms=POSITION_TIMEOUT_MS) >= end
+        # The public way waits where a position is not known yet, and the other partitions with it.
+        state = consumer._subscription.assignment.get(partition)  # noqa: SLF001
+        known = end is not None and state is not None and state.position is not None
+        return known and state.position.offset >= end
 
     def _partition(self, number: int) -> TopicPartition:
         return TopicPartition(self._settings.state_topic, number)

@@ -1,6 +1,5 @@
 """The transactional half of the transport through kafka-python."""
 
-import gc
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -11,6 +10,7 @@ from kafka.errors import (
     CommitFailedError,
     FencedInstanceIdError,
     IllegalStateError,
+    InvalidProducerEpochError,
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
@@ -18,6 +18,7 @@ from kafka.errors import (
 )
 
 from stream_worker.connection import for_kafka_python
+from stream_worker.entrance import made
 from stream_worker.settings import KafkaSettings
 from stream_worker.transports.base import Cause, Change, Outcome
 from stream_worker.transports.checkpoint_writer import (
@@ -74,11 +75,7 @@ class KafkaPythonCheckpoints(CheckpointWriter[KafkaProducer]):
         return Outcome(None)
 
     def _connect(self) -> KafkaProducer:
-        try:
-            self._client = KafkaProducer(**checkpoint_producer_options(self._settings, self._transactional_id))
-        except KafkaError:
-            gc.collect()  # a client that could not be made leaves its sockets in a cycle of references
-            raise
+        self._client = made(KafkaProducer, checkpoint_producer_options(self._settings, self._transactional_id))
         self._client.init_transactions()
         return self._client
 
@@ -92,7 +89,7 @@ class KafkaPythonCheckpoints(CheckpointWriter[KafkaProducer]):
         message = f"{type(error).__name__}: {error}"
         if isinstance(error, FencedInstanceIdError):
             raise instance_fenced(self._settings) from error
-        if isinstance(error, ProducerFencedError):
+        if isinstance(error, ProducerFencedError | InvalidProducerEpochError):  # the latter from a partition's leader
             return self._producer_fenced(message)
         if isinstance(error, KafkaTimeoutError | KafkaConnectionError) or error.retriable:
             self._abandon()

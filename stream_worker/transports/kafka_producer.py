@@ -1,6 +1,5 @@
 """The producing half of the transport through kafka-python."""
 
-import gc
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from stream_worker.connection import for_kafka_python
-from stream_worker.entrance import away
+from stream_worker.entrance import away, made
 from stream_worker.settings import Settings
 from stream_worker.transports.kafka_append import Appender
 from stream_worker.transports.list_producer import BATCH_BYTES, ListProducer
@@ -61,13 +60,12 @@ class KafkaPythonProducer(ListProducer[KafkaProducer]):
 
     def _connect(self, timeout_s: float) -> KafkaProducer:
         try:
-            client = KafkaProducer(**producer_options(self._settings), bootstrap_timeout_ms=int(timeout_s * 1000))
+            timeout = {"bootstrap_timeout_ms": int(timeout_s * 1000)}
+            client = made(KafkaProducer, producer_options(self._settings) | timeout)
             self._records = Appender(client, self._settled)
             return client
         except KafkaError as error:
             raise away(self._settings, error) from error
-        finally:
-            gc.collect()  # a client that could not be made leaves its sockets in a cycle of references
 
     def _hand_over(
         self,

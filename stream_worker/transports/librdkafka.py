@@ -142,9 +142,11 @@ class LibrdkafkaTransport(GroupTransport):
         return self._watch.missing() if self._watch is not None else ()
 
     def _bounds(self, numbers: Sequence[int]) -> Bounds | None:
-        consumer, patience = self._open_consumer, REQUEST_TIMEOUT_S
+        consumer, patience, topic = self._open_consumer, REQUEST_TIMEOUT_S, self._settings.events_topic
         try:
-            bounds = {number: consumer.get_watermark_offsets(self._partition(number), patience) for number in numbers}
+            found = consumer.list_topics(topic, patience).topics[topic].partitions
+            led = [number for number in numbers if number in found and found[number].leader >= 0]
+            bounds = {number: consumer.get_watermark_offsets(self._partition(number), patience) for number in led}
         except KafkaException as error:
             log.warning("where partitions end is not known yet, asking again", error=str(error))
             return None

@@ -34,6 +34,10 @@ def producer_options(settings: Settings) -> dict[str, Any]:
 class LibrdkafkaProducer(ListProducer[Producer]):
     """See `ListProducer`. Acknowledgements are learnt when they are asked for; their time is the client's."""
 
+    def __init__(self, settings: Settings) -> None:
+        self._unanswered: dict[int, Any] = {}  # tokens, by identity
+        super().__init__(settings)
+
     def deliveries(self) -> list[Delivery]:
         """See `ListProducer`."""
         if self._client is not None:
@@ -66,15 +70,19 @@ class LibrdkafkaProducer(ListProducer[Producer]):
         headers: list[tuple[str, bytes]],
         timestamp_ms: int | None,
     ) -> None:
+        self._unanswered[id(token)] = token
         answered = partial(self._answered, token, time.time())
         try:
             client.produce(
                 topic, value, key, on_delivery=answered, timestamp=timestamp_ms or 0, headers=list(headers) or None
             )
         except (KafkaException, BufferError) as error:
+            del self._unanswered[id(token)]
             self._failed(token, error)
 
     def _answered(self, token: Any, sent_at: float, error: KafkaError | None, message: Message) -> None:
+        if self._unanswered.pop(id(token), None) is None:
+            return
         if error is not None:
             self._failed(token, error.str())
         else:
@@ -83,3 +91,6 @@ class LibrdkafkaProducer(ListProducer[Producer]):
     def _end(self, client: Producer) -> None:
         client.purge(blocking=False)
         client.flush(1)  # tells the fate of what was purged
+        for token in self._unanswered.values():  # but for what it could not
+            self._failed(token, "the producer was given up")
+        self._unanswered = {}

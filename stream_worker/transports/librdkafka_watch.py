@@ -13,7 +13,7 @@ from typing import Any
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from stream_worker.entrance import away
+from stream_worker.entrance import away, made
 from stream_worker.settings import Settings
 from stream_worker.topics import admin_options
 from stream_worker.transports.kafka_topics import TopicWatch
@@ -37,7 +37,7 @@ class Watch:
         self._answer: Any = None
         timeout_ms = int(ANSWER_TIMEOUT_S * 1000)
         try:
-            self._admin = KafkaAdminClient(**admin_options(settings), request_timeout_ms=timeout_ms)
+            self._admin = made(KafkaAdminClient, admin_options(settings) | {"request_timeout_ms": timeout_ms})
         except KafkaError as error:
             raise away(settings, error) from error
 

@@ -147,6 +147,21 @@ def test_what_is_no_list_is_named_with_its_place(topic: Written) -> None:
         lists.poll()
 
 
+def test_what_is_no_list_hides_no_other_one(topic: Written) -> None:
+    topic.write(*(a_list(f"u{n}", schema=2 if n % 10 == 0 else 1) for n in range(100)))
+    with Recommendations(topic.broker.bootstrap, topic.name) as lists:
+        foreign = 0
+        while True:
+            try:
+                lists.wait_caught_up(20)
+            except DataError:
+                foreign += 1
+            else:
+                break
+        assert 1 <= foreign <= 10
+        assert len(lists) == 90
+
+
 def test_a_missing_topic_and_a_missing_broker_are_said(broker: Broker, unique: Callable[[str], str]) -> None:
     with pytest.raises(DataError, match="there is no topic"), Recommendations(broker.bootstrap, unique("none")):
         pass

@@ -50,6 +50,13 @@ def test_a_replay_prints_the_same_twice_and_one_event_a_poll_gives_every_list(
     assert [(one["user"], one["events"]) for one in lists] == [("u1", 1), ("u2", 1), ("u1", 2)]
 
 
+def test_every_user_of_a_large_file_has_a_list(models: dict[str, Path], tmp_path: Path) -> None:
+    path, out = tmp_path / "many.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(f'{{"user": "u{n}", "item": "i{n % 50}", "time": {START_MS + n}}}\n' for n in range(4000)))
+    assert replay(models["sasrec"], path, out, "--max-poll-records", "4000", "--drain-timeout-s", "0.01") == 0
+    assert len({json.loads(line)["user"] for line in out.read_text().splitlines()}) == 4000
+
+
 def test_settings_are_held_to_the_bundle(
     models: dict[str, Path], events: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

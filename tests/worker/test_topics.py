@@ -1,5 +1,7 @@
 """The topics of a deployment on a real Kafka: made, checked, and refused where states would be wrong later."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -99,6 +101,30 @@ def test_a_client_that_loses_track_of_records_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr("kafka.__version__", "3.0.11")
     with pytest.raises(SettingsError, match=r"kafka-python 3\.0\.11: .* Install kafka-python 3\.0\.12"):
         inspect(TopicsSettings())
+
+
+KNOCKING = """
+import contextlib, gc, os, threading
+from stream_worker import logs, topics
+from stream_worker.errors import TransportError
+from stream_worker.settings import TopicsSettings
+
+topics.TIMEOUT_MS = 100
+logs.silence()
+for _ in range(4):
+    gc.collect()  # as the next attempt does: the last error still holds what it came from
+    print(threading.active_count(), len(os.listdir("/proc/self/fd")))
+    with contextlib.suppress(TransportError):
+        topics.inspect(TopicsSettings(bootstrap="127.0.0.1:9"))
+"""
+
+
+def test_what_could_not_connect_leaves_nothing_behind() -> None:
+    """A worker tries once a second for as long as Kafka is away. Not in pytest's own process: that keeps what is logged."""
+    done = subprocess.run([sys.executable, "-c", KNOCKING], capture_output=True, text=True, check=True)
+    held = done.stdout.splitlines()
+    assert len(held) == 4
+    assert len(set(held)) == 1, held
 
 
 def test_a_broker_that_is_not_there_is_retriable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from stream_worker.manifest import RING_NEW, RING_PLACES
 from stream_worker.vectors import NONE, VectorCache, updated
 
 SIZE = 3
@@ -126,13 +127,20 @@ def test_of_rings_the_places_of_new_events_are_written(seed: int) -> None:
             assert (after[name] == plain[name][rows]).all()
 
 
-def test_half_precision_halves_the_memory_and_rounds() -> None:
-    shapes = {"vector": (512,)}
+def test_half_precision_halves_the_memory_of_rings_and_leaves_vectors_alone() -> None:
+    shapes = {"vector": (8,), "ring_a": (4, 128)}
     whole, half = VectorCache(shapes), VectorCache(shapes, precision="float16")
-    vector_BS = np.random.default_rng(0).normal(size=(60, 512)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    outputs: dict[str, NDArray[Any]] = {
+        "updated_vector": rng.normal(size=(60, 8)).astype(np.float32),
+        RING_PLACES: np.tile(np.arange(4), (60, 1)),
+        f"ring_a{RING_NEW}": rng.normal(size=(60, 4, 128)).astype(np.float32),
+    }
     for cache in (whole, half):
-        keys_B = cache.keep(np.zeros(60, np.intp), {"updated_vector": vector_BS})
-        found = cache.take(cache.find(keys_B), 60)["vector"]
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, vector_BS, rtol=0 if cache is whole else 1e-3, atol=1e-6)
-    assert half.nbytes < 0.52 * whole.nbytes
+        keys_B = cache.keep(np.zeros(60, np.intp), outputs)
+        found = cache.take(cache.find(keys_B), 60)
+        assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
+        assert (found["vector"] == outputs["updated_vector"]).all(), "what is added up must not be rounded"
+        rounding = 0 if cache is whole else 1e-3
+        np.testing.assert_allclose(found["ring_a"], outputs[f"ring_a{RING_NEW}"], rtol=rounding, atol=1e-6)
+    assert half.nbytes < 0.55 * whole.nbytes

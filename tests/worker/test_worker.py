@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.broker import Broker
+from demo.broker import Broker, free_port
 from tests import needs
 from tests.worker.process import CLIENTS, Stage, wait_for
 
@@ -89,6 +89,29 @@ def test_sigterm_publishes_commits_and_leaves_within_ten_seconds(stage: Stage, s
     wait_for("all lists", stage.covered)
     assert "drained" in worker.log.read_text()
     assert successor.metric("restore_seconds_count") == stage.partitions
+
+
+@both_clients
+def test_a_worker_may_be_stopped_while_it_still_waits_for_the_broker(stage: Stage) -> None:
+    stage.bootstrap = f"127.0.0.1:{free_port()}"
+    worker = stage.worker(ready=False)
+    wait_for("the wait for the broker", lambda: "waiting for the broker" in worker.get("/readyz")[1])
+    code, seconds = worker.terminate()
+    assert (code, seconds < 15) == (0, True), worker.log.read_text()
+    assert "Traceback" not in worker.log.read_text()
+
+
+@pytest.mark.kafka
+def test_a_session_that_the_brokers_do_not_allow_is_said(
+    models: dict[str, Path], tmp_path: Path, unique: Callable[[str], str]
+) -> None:
+    with (
+        Broker(properties={"group.min.session.timeout.ms": "6000"}) as strict,
+        Stage(strict, models["sasrec"], tmp_path, unique) as stage,
+    ):
+        worker = stage.worker("--session-timeout-s", "5", ready=False)
+        assert worker.process.wait(30) == 2, worker.log.read_text()
+        assert "--session-timeout-s 5: the brokers do not allow it" in worker.log.read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize("client", CLIENTS)
