@@ -13,7 +13,7 @@ from exporter import ratings
 from exporter.histories import FIRST_NEGATIVE
 from stream_worker.columns import DEFAULT_ACTION, absent, bad, id_text, raw_events, wrongs
 from stream_worker.errors import DataError
-from stream_worker.messages import NEGATIVE_ACTIONS
+from stream_worker.messages import FORGET, NEGATIVE_ACTIONS
 
 KNOWN_ACTIONS = ("view", "click", "cart", "purchase", "like")
 # They exclude an item, and are no target of training. Their codes are the same in every bundle.
@@ -114,7 +114,7 @@ def clean(raw: pl.DataFrame, wanted: Sequence[str] | None = None) -> tuple[pl.Da
         raw: user, item, action (text or null), has_time (bool), time (int64 epoch ms, null where not readable).
         wanted: the items to keep; None keeps all.
     """
-    reasons = wrongs()
+    reasons = [*wrongs(), ("forget (it is of no item)", pl.col("action") == FORGET)]
     if wanted is not None:
         reasons.append(("item not in the items file", ~pl.col("item").is_in(list(wanted))))
     reason = pl.coalesce(pl.when(wrong).then(pl.lit(text)) for text, wrong in reasons)

@@ -109,7 +109,7 @@ def encode(settings: EmbedSettings, texts: list[str]) -> NDArray[np.float32]:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise SettingsError(
-            f"--text-encoder: {error.name} is not installed. `pip install 'stream-worker[text]'` brings it."
+            f"--text-encoder: {error.name} is not installed. It comes with the extra `text`."
         ) from error
     from exporter import device
 

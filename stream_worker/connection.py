@@ -62,6 +62,5 @@ def require_librdkafka() -> None:
         import confluent_kafka  # noqa: F401 - so that no other failed import is taken for this one
     except ModuleNotFoundError as error:
         raise SettingsError(
-            "--client librdkafka: the package confluent-kafka is not installed. It comes with an extra: "
-            "`pip install 'stream-worker[librdkafka]'`."
+            "--client librdkafka: the package confluent-kafka is not installed. It comes with the extra `librdkafka`."
         ) from error

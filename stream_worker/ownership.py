@@ -163,7 +163,10 @@ class Ownership(Mapping[int, Owned]):
         """Where to go on; the state must be of this topic and of these settings."""
         s = self._settings
         where = f"topic {s.events_topic!r} partition {assigned.partition}"
-        anew = "To begin anew, name a new --state-topic and make it with `stream-worker topics --create`."
+        anew = (
+            "To begin anew, name a new --state-topic and --recommendations-topic, and make them with `stream-worker "
+            "topics --create`."
+        )
         if position.topic_id != self._transport.topic_id or position.next_offset > assigned.end:
             raise DataError(
                 f"{where}: is not the topic that {s.state_topic!r} was made from: it was deleted and made anew "

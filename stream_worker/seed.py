@@ -102,7 +102,7 @@ def seed_events(settings: SeedSettings, kafka: KafkaOffline) -> Iterator[str]:
         from stream_worker.warehouse import Fields, Warehouse
     except ImportError as error:
         raise SettingsError(
-            f"--events needs polars, which a worker does not ({error}): install stream-worker[seed]."
+            f"--events needs polars, which a worker does not ({error}): it comes with the extra `seed`."
         ) from error
     s, start = settings, time.monotonic()
     target = prepare(s, kafka)

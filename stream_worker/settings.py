@@ -193,7 +193,8 @@ class Settings(StateSettings):
         "from the history. Default: as many as fit into 256 MiB.",
     )
     vector_cache_precision: Literal["float32", "float16"] = Field(
-        "float32", description="Of a vector at rest; float16 keeps twice the users, and moves scores a little."
+        "float32",
+        description="Of keys and values at rest; float16 keeps twice the users, and moves scores a little.",
     )
     variant: str = Field("a", min_length=1, max_length=64, description="Name of this deployment in lists and metrics.")
 

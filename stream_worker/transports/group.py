@@ -225,7 +225,8 @@ class GroupTransport(ABC):
         if topic_id and topic_id != self.topic_id:
             return DataError(
                 f"topic {topic!r}: it was deleted and made anew (id then {self.topic_id}, now {topic_id}). To begin "
-                "anew, name a new --state-topic and make it with `stream-worker topics --create`."
+                "anew, name a new --state-topic and --recommendations-topic, and make them with `stream-worker topics "
+                "--create`."
             )
         return DataError(
             f"topic {topic!r}: the position to read from is not retained ({detail}). Was the topic made anew? Else "

@@ -107,4 +107,4 @@ def test_a_client_that_is_not_installed_is_said_with_its_extra() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "pip install 'stream-worker[librdkafka]'" in line
+    assert "the extra `librdkafka`" in line

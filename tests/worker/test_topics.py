@@ -120,7 +120,7 @@ for _ in range(4):
 
 
 def test_what_could_not_connect_leaves_nothing_behind() -> None:
-    """A worker tries once a second for as long as Kafka is away. Not in pytest's own process: that keeps what is logged."""
+    """A worker tries once a second for as long as Kafka is away. In its own process: pytest keeps what is logged."""
     done = subprocess.run([sys.executable, "-c", KNOCKING], capture_output=True, text=True, check=True)
     held = done.stdout.splitlines()
     assert len(held) == 4
