@@ -336,6 +336,19 @@ def test_contact_with_the_group_is_not_renewed_once_it_has_thrown_us_out(rig: Ri
         assert rig.transport.contact_age_s >= now - expelled
 
 
+def test_a_rebalance_noted_before_a_stall_is_no_contact_after_it(broker: Broker, unique: Callable[[str], str]) -> None:
+    """kafka-python's thread notes it; the main thread may be stopped before it looks, and must not take it for news."""
+    transport = KafkaTransport(KafkaRig(KafkaTransport, broker, unique).settings)
+    transport.open()
+    transport._rebalanced(True, [])  # noqa: SLF001 - as the client's thread does
+    noted = time.monotonic()
+    while time.monotonic() - noted < 0.5:
+        time.sleep(0.05)
+    transport._drain_rebalances()  # noqa: SLF001 - the beginning of a poll, of which the rest would join the group
+    assert 0.5 <= transport.contact_age_s < DEADLINE_S
+    transport.close()
+
+
 @durable
 def test_while_held_no_events_come_and_all_else_does(rig: Rig) -> None:
     rig.transport.hold(True)
