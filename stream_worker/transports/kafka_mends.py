@@ -1,5 +1,7 @@
 """What kafka-python 3.0.12 gets wrong in a consumer, and the mends. All of it is inside the client."""
 
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ class ConsumerMends:
         self._coordinator = consumer._coordinator  # noqa: SLF001 - there is no public way to anything here
         self._coordinator.__class__ = _Coordinator
         self._fetcher = consumer._fetcher  # noqa: SLF001
+        self._polled_at = math.inf  # monotonic
 
     @property
     def heartbeat_overdue(self) -> bool:
@@ -36,8 +39,21 @@ class ConsumerMends:
 
     def before_poll(self) -> None:
         """What is to be mended before each poll."""
+        self._ask_after_a_stall()
         self._await_join()
         self._unpark()
+
+    def _ask_after_a_stall(self) -> None:
+        """See that the group is asked at once whether we are still in it, if we were stopped for a while.
+
+        Nothing is published before it has answered, and the next heartbeat may be a quarter of a session away.
+        """
+        now = time.monotonic()
+        gap_s, self._polled_at = now - self._polled_at, now
+        heartbeat = self._coordinator.heartbeat
+        if gap_s * 1000 > heartbeat.config["heartbeat_interval_ms"]:
+            heartbeat.fail_heartbeat()  # to the client: the next one is due
+            self._coordinator._heartbeat_wakeup.notify()  # noqa: SLF001
 
     def _unpark(self) -> None:
         """See that records of a partition that was paused are delivered once it is resumed.

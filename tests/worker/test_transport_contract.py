@@ -350,6 +350,23 @@ def test_a_rebalance_noted_before_a_stall_is_no_contact_after_it(broker: Broker,
 
 
 @durable
+def test_after_a_stall_the_group_is_asked_at_once(rig: Rig) -> None:
+    """A worker publishes nothing before the answer, and a heartbeat may be a quarter of a session away."""
+    restored(rig.transport)
+    deadline = time.monotonic() + DEADLINE_S
+    while rig.transport.contact_age_s > 0.2:
+        assert time.monotonic() < deadline, "the group does not answer"
+        rig.transport.poll(0.05)
+    stalled = time.monotonic()
+    while time.monotonic() - stalled < 2.6:  # of a session of 10 s: the heartbeat in between has just been sent
+        time.sleep(0.05)
+    woken = time.monotonic()
+    while rig.transport.contact_age_s >= time.monotonic() - woken:
+        assert time.monotonic() - woken < 1.5, "nobody asked"
+        rig.transport.poll(0.05)
+
+
+@durable
 def test_while_held_no_events_come_and_all_else_does(rig: Rig) -> None:
     rig.transport.hold(True)
     assert restored(rig.transport) == []
