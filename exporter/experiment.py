@@ -99,13 +99,18 @@ def split(data: dataset.Dataset, settings: TrainSettings, test: int, end: int) -
         items = events[:test].select("item", title=pl.lit("")).unique("item", keep="first", maintain_order=True)
     excluding = sorted(settings.excluding - ({"purchase"} if settings.repeat_purchases else set()))
     actions = action_codes(events[:test])
-    learns_negatives = find(settings.model).learns_negatives
-    log = Log.of(events, items["item"].to_list(), actions, excluding, learns_negatives)
-    if not learns_negatives:
+    kind = find(settings.model)
+    log = Log.of(events, items["item"].to_list(), actions, excluding, kind.learns_negatives)
+    if not kind.learns_negatives:
         actions = {name: code for name, code in actions.items() if name not in NEGATIVE_CODES}
-    if settings.content_vectors and not settings.items:
-        raise SettingsError("--content-vectors: they are a column of the items. Give --items, too.")
-    featuriser = Featuriser.fit(_content(items), settings.content_vectors) if settings.items else None
+    featuriser = None
+    if settings.items and kind.reads_content:
+        featuriser = Featuriser.fit(_content(items), settings.content_vectors)
+    elif settings.content_vectors:
+        raise SettingsError(
+            f"--content-vectors: {settings.model} knows no item by its content, or there are no --items. Leave the "
+            "flag out, or take two-tower, tower-hybrid or ncf."
+        )
     return Experiment(items, log, validation, test, actions, excluding, featuriser)
 
 

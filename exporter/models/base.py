@@ -100,6 +100,7 @@ class Recommender(nn.Module, ABC):
         reads: the feeds it uses; the worker computes no others. `excluded_items` is always there, for its B.
         explains: whether `because` is part of the graph.
         learns_negatives: whether it learns from what users disliked or hid; else it sees no such event.
+        reads_content: whether it looks at the plan's `content_NF`, which takes 4 KB an item; else it is None.
         vector_size: S, of a recurrent model; 0 for others.
         rings: of a recurrent model that keeps more of each event than should be copied for the next one: R and E of
             each, by their names, which begin with `ring_`. Its `updated` gives, beside the vector, `ring_places`
@@ -112,6 +113,7 @@ class Recommender(nn.Module, ABC):
     reads: ClassVar[tuple[str, ...]] = ("history_items",)
     explains: ClassVar[bool] = False
     learns_negatives: ClassVar[bool] = False
+    reads_content: ClassVar[bool] = False
     vector_size: int = 0
     rings: Mapping[str, tuple[int, int]] = MappingProxyType({})
     window: int | None = None

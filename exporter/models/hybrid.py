@@ -63,6 +63,10 @@ class Hybrid(Recommender):
     weights: Tensor
     parts: nn.ModuleList
 
+    def __init_subclass__(cls) -> None:
+        """What the sequence model reads, the blend reads."""
+        cls.reads_content = cls.sequence_type.reads_content
+
     def __init__(self, plan: Plan) -> None:
         """Count, and give the sequence model its weights from torch's current seed."""
         super().__init__()

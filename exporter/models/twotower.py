@@ -29,6 +29,7 @@ class TwoTower(Recommender):
     name: ClassVar[str] = "two-tower"
     reads: ClassVar[tuple[str, ...]] = ("history_items", "history_actions")
     explains: ClassVar[bool] = True
+    reads_content: ClassVar[bool] = True
     learns_negatives: ClassVar[bool] = True
 
     window: int

@@ -1,21 +1,25 @@
 """Items that training never saw: known by what they are."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 
+from exporter.experiment import load
 from exporter.export import write_bundle
 from exporter.histories import Feeds
 from exporter.models import Plan, create
+from exporter.settings import TrainSettings
 from exporter.trainer import Recipe, batches_of, step
 from exporter.training import seed_everything
 from stream_worker.bundle import Bundle, ItemRow
 from stream_worker.content import Featuriser
-from stream_worker.errors import BundleError
-from tests.exporter.conftest import LENGTH, NOW, new_model, serving
+from stream_worker.errors import BundleError, SettingsError
+from tests.exporter.conftest import LENGTH, NOW, new_model, serving, write_events
 from tests.exporter.conftest import catalogue as plain_catalogue
 from tests.logs import log_of
 
@@ -87,3 +91,18 @@ def test_a_model_that_knows_no_content_says_so(tmp_path: Path) -> None:
     bundle = Bundle(write_bundle(tmp_path, new_model("popularity"), plain_catalogue(), serving(), NOW))
     with pytest.raises(BundleError, match="knows no item by its content"):
         bundle.encode_items([ItemRow("new")])
+
+
+def test_content_is_made_for_models_that_read_it_alone(tmp_path: Path) -> None:
+    """4 KB an item: of a million items as much as a node has."""
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(f'{{"item": "i{n}", "title": "Item {n}"}}\n' for n in range(31)))
+    files: dict[str, Any] = {"events": write_events(tmp_path / "events.csv"), "items": items, "out": tmp_path / "out"}
+    quiet = Console(quiet=True)
+    made = {
+        model: load(TrainSettings(model=model, **files), quiet).content_NF is not None
+        for model in ("hybrid", "sasrec", "tower-hybrid", "two-tower", "ncf")
+    }
+    assert made == {"hybrid": False, "sasrec": False, "tower-hybrid": True, "two-tower": True, "ncf": True}
+    with pytest.raises(SettingsError, match="--content-vectors: hybrid knows no item by its content"):
+        load(TrainSettings(model="hybrid", content_vectors="vector", **files), quiet)
