@@ -32,6 +32,7 @@ from exporter.trainer import Recipe
 from exporter.training import fit, refit, seed_everything
 from stream_worker.content import Featuriser, Item
 from stream_worker.errors import DataError, SettingsError
+from stream_worker.settings import EXCLUDING, names_of
 
 FEW_EVENTS = 200_000  # below, a model that learns them by heart does so too soon
 DROPOUT_OF_FEW, DROPOUT_OF_MANY = 0.3, 0.05
@@ -139,6 +140,8 @@ def run(experiment: Experiment, settings: TrainSettings, clock: Callable[[], dat
     bundle = write_bundle(settings.out, model, experiment.items, serving, clock(), experiment.featuriser)
     for path in settings.out.glob(_checkpoint(settings).name + "*"):  # only now is there nothing to resume
         path.unlink()
+    if set(experiment.excluding) != names_of(EXCLUDING):
+        console.print(f"workers: serve it with --excluding-actions {','.join(experiment.excluding)}, not the default")
     if settings.keep_bundles is not None:
         gone = prune(settings.out, settings.keep_bundles, clock())
         console.print(f"bundles: {len(gone)} older ones removed, {settings.keep_bundles} kept")

@@ -109,6 +109,17 @@ def test_all_events_may_be_trained_on(events: Path, tmp_path: Path) -> None:
     assert read_manifest(find_bundle(tmp_path)).report == {}
 
 
+def test_what_excludes_an_item_may_be_chosen_and_workers_are_to_be_told(
+    events: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--events", str(events), "--model", "popularity", "--out", str(tmp_path)]
+    assert main(train) == 0
+    assert "workers:" not in capsys.readouterr().out
+    assert main([*train, "--excluding-actions", "order, hide"]) == 0
+    assert "serve it with --excluding-actions hide,order" in capsys.readouterr().out
+    assert read_manifest(find_bundle(tmp_path)).excluding_actions == ["hide", "order"]
+
+
 @pytest.mark.parametrize("name", [MODEL, ITEMS, "items.jsonl", "example.npz"])
 def test_verify_names_the_file_that_was_changed(models: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = find_bundle(models) / name
