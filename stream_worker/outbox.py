@@ -14,7 +14,8 @@ from stream_worker.ownership import Lease
 from stream_worker.state import Partition
 from stream_worker.transports.base import Topic, Transport
 
-FIRST_RETRY_S, MOST_RETRY_S = 0.1, 5.0  # between two attempts at what is no list, and was refused
+FREE_RETRIES = 20  # at once, of what is no list and was refused: a broker that comes and goes
+FIRST_RETRY_S, MOST_RETRY_S = 0.1, 5.0  # before the next ones: their topic is gone, or closed to us
 MOST_REJECTS_BYTES = 2**26  # of rejected events that wait
 
 
@@ -61,7 +62,8 @@ class Outbox:
         self._outstanding: set[Sent] = set()
         self._rejects: list[Sent] = []  # rejected events that failed
         self._waiting: list[Sent] = []  # tombstones that failed, or for which there was no room; in order
-        self._retry_s, self._retry_at = FIRST_RETRY_S, -math.inf  # of what waits; monotonic
+        self._refusals = 0  # one after the other, of what waits
+        self._retry_at = -math.inf  # monotonic
         self._unsent: list[Sent] = []  # lists that were not published, because the lease had run out
         self._lists = metrics.lists.labels(model=model, variant=variant)
         self._failures = {topic: metrics.publish_failures.labels(topic=topic.value) for topic in Topic}
@@ -137,12 +139,14 @@ class Outbox:
                 listed[sent.state].append(sent)
                 waited_s[mark.catching_up].append(at - mark.oldest_timestamp / 1000)
             else:
-                self._retry_s = FIRST_RETRY_S
+                self._refusals = 0
                 if sent.topic is Topic.RECOMMENDATIONS:
                     sent.state.erased(sent.user)
         if refused:  # each failure costs a producer, and all lists wait for the next one
-            self._retry_s = min(MOST_RETRY_S, 2 * self._retry_s)
-            self._retry_at = time.monotonic() + self._retry_s
+            self._refusals += 1
+            if self._refusals > FREE_RETRIES:
+                wait_s = min(MOST_RETRY_S, FIRST_RETRY_S * 2 ** min(self._refusals - FREE_RETRIES, 10))
+                self._retry_at = time.monotonic() + wait_s
         for state, lists in listed.items():
             state.listed([sent.user for sent in lists], [sent.offset for sent in lists])
             self._lists.inc(len(lists))

@@ -3,7 +3,7 @@
 import time
 
 from stream_worker.metrics import Metrics
-from stream_worker.outbox import MOST_REJECTS_BYTES, Outbox, Sent
+from stream_worker.outbox import FREE_RETRIES, MOST_REJECTS_BYTES, Outbox, Sent
 from stream_worker.ownership import Lease
 from stream_worker.state import Partition
 from stream_worker.transports.base import Topic
@@ -57,6 +57,9 @@ def test_rejects_that_their_topic_refuses_are_tried_ever_less_often_and_are_boun
     assert outbox.crowded, "no more events may be read"
     assert sorted(offset for _, offset in outbox.held_back) == list(range(8))
 
+    for _ in range(FREE_RETRIES):
+        outbox.send_waiting()
+        outbox.settle()
     gaps = []
     for _ in range(3):
         refused, began = transport.fail_next, time.monotonic()
