@@ -11,7 +11,7 @@ import polars as pl
 
 from exporter import ratings
 from exporter.histories import FIRST_NEGATIVE
-from stream_worker.columns import DEFAULT_ACTION, absent, bad, id_text, raw_events, wrongs
+from stream_worker.columns import DEFAULT_ACTION, absent, at_path, bad, id_text, raw_events, wrongs
 from stream_worker.errors import DataError
 from stream_worker.messages import FORGET, NEGATIVE_ACTIONS
 
@@ -218,20 +218,12 @@ def column_of(path: Path, table: pl.DataFrame, meaning: str, name: str) -> pl.Se
     Raises:
         DataError: it is not there.
     """
-    if name in table.columns:
-        return table[name]
-    column, *rest = name.split(".")
-    found = table[column] if column in table.columns else pl.Series()
-    for part in rest:
-        if not isinstance(found.dtype, pl.Struct) or part not in found.struct.fields:
-            break
-        found = found.struct.field(part)
-    else:
-        if rest and column in table.columns:
-            return found
-    raise DataError(
-        f"{path}: no column {name!r}. There are {', '.join(table.columns)}. Name it with --{meaning}-column."
-    )
+    column = at_path(table.schema, name)
+    if column is None:
+        raise DataError(
+            f"{path}: no column {name!r}. There are {', '.join(table.columns)}. Name it with --{meaning}-column."
+        )
+    return table.select(column).to_series()
 
 
 def action_codes(events: pl.DataFrame) -> dict[str, int]:

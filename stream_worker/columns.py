@@ -4,6 +4,8 @@ The trainer and `stream-worker seed` read files by these same rules. It needs po
 that a running worker imports may import this.
 """
 
+from typing import cast
+
 import polars as pl
 
 from stream_worker.errors import DataError
@@ -12,6 +14,22 @@ from stream_worker.messages import EARLIEST_MS, LATEST_MS, MAX_ACTION_BYTES, MAX
 DEFAULT_ACTION = "view"
 # Milliseconds of a unit of time, by the number from which on it is one: 1e11 s is the year 5138, 1e11 ms is 1973.
 UNITS_MS = {0: 1000.0, 1e11: 1.0, 1e14: 1e-3, 1e17: 1e-6}
+
+
+def at_path(schema: pl.Schema, name: str) -> pl.Expr | None:
+    """The column of that name, or at that dotted path within objects; None if it is not there."""
+    if name in schema:
+        return pl.col(name)
+    head, *rest = name.split(".")
+    if not rest or head not in schema:
+        return None
+    column, kind = pl.col(head), schema[head]
+    for part in rest:
+        fields = {field.name: field.dtype for field in kind.fields} if isinstance(kind, pl.Struct) else {}
+        if part not in fields:
+            return None
+        column, kind = column.struct.field(part), cast("pl.DataType", fields[part])
+    return column
 
 
 def wrongs() -> list[tuple[str, pl.Expr]]:

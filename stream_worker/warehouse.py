@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from stream_worker.columns import DEFAULT_ACTION, raw_events, wrongs
+from stream_worker.columns import DEFAULT_ACTION, at_path, raw_events, wrongs
 from stream_worker.errors import DataError
 from stream_worker.messages import FORGET
 
@@ -160,13 +160,8 @@ def _expand(pattern: str) -> list[Path]:
 
 def _column(path: Path, schema: pl.Schema, meaning: str, name: str) -> pl.Expr | None:
     """The column of that name or path; None for an action that nobody asked for."""
-    if name in schema:
-        return pl.col(name)
-    head, *rest = name.split(".")
-    if head in schema and rest:
-        column = pl.col(head)
-        for part in rest:
-            column = column.struct.field(part)
+    column = at_path(schema, name)
+    if column is not None:
         return column
     if meaning == name == "action":
         return None

@@ -184,6 +184,14 @@ def until(transport: Transport, done: Callable[[list[Record]], bool], start: int
     return records
 
 
+def in_contact(transport: Transport, age_s: float) -> None:
+    """Poll until the group's last answer is no older."""
+    deadline = time.monotonic() + DEADLINE_S
+    while transport.contact_age_s > age_s:
+        assert time.monotonic() < deadline, "the group does not answer"
+        transport.poll(0.05)
+
+
 def delivered(transport: Transport, count: int) -> list[Delivery]:
     """The next `count` deliveries."""
     found: list[Delivery] = []
@@ -325,10 +333,7 @@ def test_a_checkpoint_of_a_member_that_was_passed_over_is_refused(rig: Rig) -> N
 def test_contact_with_the_group_is_not_renewed_once_it_has_thrown_us_out(rig: Rig) -> None:
     """Without a poll: what a client's threads do meanwhile must not look like an answer."""
     restored(rig.transport)
-    deadline = time.monotonic() + DEADLINE_S
-    while rig.transport.contact_age_s > 1:
-        assert time.monotonic() < deadline, "the group does not answer"
-        rig.transport.poll(0.05)
+    in_contact(rig.transport, 1)
     rig.expel()
     expelled = time.monotonic()
     while time.monotonic() - expelled < 3:  # a heartbeat, and a question
@@ -353,10 +358,7 @@ def test_a_rebalance_noted_before_a_stall_is_no_contact_after_it(broker: Broker,
 def test_after_a_stall_the_group_is_asked_at_once(rig: Rig) -> None:
     """A worker publishes nothing before the answer, and a heartbeat may be a quarter of a session away."""
     restored(rig.transport)
-    deadline = time.monotonic() + DEADLINE_S
-    while rig.transport.contact_age_s > 0.2:
-        assert time.monotonic() < deadline, "the group does not answer"
-        rig.transport.poll(0.05)
+    in_contact(rig.transport, 0.2)
     stalled = time.monotonic()
     while time.monotonic() - stalled < 2.6:  # of a session of 10 s: the heartbeat in between has just been sent
         time.sleep(0.05)
